@@ -1,0 +1,67 @@
+"""What travels from the loader to a task: some clips as tensors, and what is known about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ClipBatch:
+    """B clips of M modalities (in the order of `modality.MODALITIES`).
+
+    Attributes:
+        modalities: names, length M; the order of every M axis here.
+        streams: modality -> ``(B, T, C, H, W)``; rgb as uint8, the others as float. Rows of absent clips are zeros
+            that `present` tells the network to ignore.
+        present: ``(B, M)`` bool.
+        group: ``(B,)`` int64, a 63-bit hash of the group's name.
+        labels: task name -> ``(B,)`` int64 class in the index's vocabulary, -1 where the clip has no such label.
+        degraded: ``(B, M)`` float32, the known severity of degradation in 0..1, NaN where nothing is known.
+        clip: ``(B,)`` int64, the clip's ordinal in its index.
+        keys: names of the clips, length B, for messages.
+    """
+
+    modalities: tuple[str, ...]
+    streams: dict[str, Tensor]
+    present: Tensor
+    group: Tensor
+    labels: dict[str, Tensor]
+    degraded: Tensor
+    clip: Tensor
+    keys: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.present.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
+        """Returns the batch with its tensors on the device."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=non_blocking)
+
+        return ClipBatch(
+            modalities=self.modalities,
+            streams={name: move(x) for name, x in self.streams.items()},
+            present=move(self.present),
+            group=move(self.group),
+            labels={name: move(x) for name, x in self.labels.items()},
+            degraded=move(self.degraded),
+            clip=move(self.clip),
+            keys=self.keys,
+        )
+
+    def pin_memory(self) -> ClipBatch:
+        """Returns the batch in page-locked memory, for overlapped copies to a GPU."""
+        return ClipBatch(
+            modalities=self.modalities,
+            streams={name: x.pin_memory() for name, x in self.streams.items()},
+            present=self.present.pin_memory(),
+            group=self.group.pin_memory(),
+            labels={name: x.pin_memory() for name, x in self.labels.items()},
+            degraded=self.degraded.pin_memory(),
+            clip=self.clip.pin_memory(),
+            keys=self.keys,
+        )
