@@ -52,7 +52,7 @@ class _Loader(importlib.abc.Loader):
 class _Finder(importlib.abc.MetaPathFinder):
     """Wraps the loader of ``torchvision`` and of nothing else."""
 
-    def find_spec(self, name, path=None, target=None):  # noqa: D102
+    def find_spec(self, name, path=None, target=None):
         if name != "torchvision":
             return None
         sys.meta_path.remove(self)

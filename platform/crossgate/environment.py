@@ -28,5 +28,10 @@ def torchrun_world() -> tuple[int, int, int] | None:
 def set_single_process_world(port: int) -> None:
     """Describes a world of one process, which DeepSpeed reads from the environment."""
     os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )

@@ -6,8 +6,9 @@ Every modality reaches the network as ``(B, T, C, H, W)``; ``C``, the unit and t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Iterable, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,7 +16,10 @@ from crossgate.errors import UserError, nearest
 
 # What may differ between two starts of the same run without changing its numbers.
 _OPERATIONAL = ("run", "cluster", "tracking", "release")
-_OPERATIONAL_KEYS = {"data": ("loader_workers", "prefetch", "index"), "training": ("log_every", "save_every", "keep")}
+_OPERATIONAL_KEYS = {
+    "data": ("loader_workers", "prefetch", "index"),
+    "training": ("log_every", "save_every", "keep"),
+}
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -115,7 +119,9 @@ def _explained(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return UserError(f"unknown key '{key}'", where=where, cure=nearest(str(first["loc"][-1]), _siblings(first["loc"])))
+        return UserError(
+            f"unknown key '{key}'", where=where, cure=nearest(str(first["loc"][-1]), _siblings(first["loc"]))
+        )
     if first["type"] == "missing":
         return UserError(f"key '{key}' is missing", where=where, cure="add it to the recipe")
     message = str(first["msg"]).removeprefix("Value error, ")

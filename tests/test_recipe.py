@@ -1,0 +1,118 @@
+"""Recipes: defaults, overrides, digests, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossgate.errors import UserError
+from crossgate.recipe import (
+    dump_recipe,
+    flat_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_digest,
+    with_overrides,
+)
+
+
+def write(tmp_path: Path, text: str, name: str = "mine.yaml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_defaults_round_trip_through_yaml() -> None:
+    recipe = parse_recipe({"kind": "pretrain"})
+    again = parse_recipe(yaml.safe_load(dump_recipe(recipe)))
+    assert again == recipe
+
+
+def test_modalities_take_their_one_order() -> None:
+    recipe = parse_recipe({"kind": "pretrain", "data": {"clip": {"modalities": ["depth", "rgb"]}}})
+    assert recipe.data.clip.modalities == ("rgb", "depth")
+
+
+def test_overrides_are_typed(tmp_path: Path) -> None:
+    path = write(tmp_path, "kind: pretrain\n")
+    recipe = load_recipe(path, ["training.epochs=3", "data.clip.modalities=[rgb, audio]", "optim.lr=1e-3"])
+    assert recipe.training.epochs == 3
+    assert recipe.data.clip.modalities == ("rgb", "audio")
+    assert recipe.optim.lr == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tree", "fragments"),
+    [
+        ({"kind": "pretrain", "optmi": {}}, ["optmi", "did you mean 'optim'"]),
+        ({"kind": "pretrain", "optim": {"lrr": 1}}, ["optim.lrr", "did you mean 'lr'"]),
+        ({"kind": "pretrain", "model": {"encoders": {"rgb": {"backbon": "x"}}}}, ["did you mean 'backbone'"]),
+        ({"kind": "pretrain", "model": {"encoders": {"rbg": {}}}}, ["unknown modality 'rbg'", "rgb"]),
+        ({"kind": "pretrain", "optim": {"lr": "fast"}}, ["optim.lr", "valid number", "'fast'"]),
+        ({"kind": "pretraining"}, ["kind", "'pretraining'"]),
+        ({}, ["'kind' is missing"]),
+        ({"kind": "pretrain", "data": {"clip": {"modalities": ["rgb"]}}}, ["two or more"]),
+        (
+            {"kind": "pretrain", "data": {"global_batch": 6}, "cluster": {"workers": 4}},
+            ["global_batch", "divisible"],
+        ),
+        ({"kind": "finetune", "engine": {"precision": "bf16", "zero_stage": 0}}, ["bf16", "zero_stage"]),
+    ],
+)
+def test_bad_recipes_get_one_line_that_names_the_key(tree: dict, fragments: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_recipe(tree, where="mine.yaml")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("mine.yaml: ")
+    for fragment in fragments:
+        assert fragment in line
+
+
+@pytest.mark.parametrize("text", ["- a list\n", "kind: [unclosed\n", ""])
+def test_files_that_are_no_recipe(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="mine.yaml"):
+        load_recipe(write(tmp_path, text))
+
+
+def test_missing_recipe_is_named() -> None:
+    with pytest.raises(UserError, match="nowhere.yaml"):
+        load_recipe("nowhere.yaml")
+
+
+def test_name_is_the_same_for_the_same_settings_only(tmp_path: Path) -> None:
+    path = write(tmp_path, "kind: pretrain\ndata: {index: shards}\n")
+    name = load_recipe(path).run.name
+    assert name.startswith("pretrain-mine-")
+    assert load_recipe(path, ["cluster.workers=2", "training.log_every=1"]).run.name == name
+    assert load_recipe(path, ["optim.lr=0.5"]).run.name != name
+
+
+def test_digest_ignores_places_and_workers_but_no_number() -> None:
+    recipe = parse_recipe({"kind": "finetune"})
+    same = with_overrides(recipe, {"data.loader_workers": 3, "run.output": "elsewhere", "cluster.workers": 2})
+    assert recipe_digest(same) == recipe_digest(recipe)
+    for key, value in {"data.global_batch": 32, "finetune.task": "violence", "engine.zero_stage": 2}.items():
+        assert recipe_digest(with_overrides(recipe, {key: value})) != recipe_digest(recipe)
+
+
+def test_flat_recipe_has_dotted_keys() -> None:
+    flat = flat_recipe(parse_recipe({"kind": "pretrain"}))
+    assert flat["optim.lr"] == "0.001"
+    assert flat["data.clip.modalities"] == "['rgb', 'flow', 'audio', 'depth']"
+
+
+def test_every_setting_is_documented() -> None:
+    from pydantic import BaseModel
+
+    from crossgate.config import Recipe
+
+    def walk(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name} has no docstring"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                walk(field.annotation)
+
+    walk(Recipe)
