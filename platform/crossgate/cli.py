@@ -1,0 +1,275 @@
+"""The `crossgate` command: reads arguments, calls a room, prints what a person wants to see."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossgate import __version__
+from crossgate.errors import UserError
+
+app = typer.Typer(
+    name="crossgate",
+    help="Pretrain, gate, search, release and serve multimodal video models (rgb, flow, audio, depth).",
+    epilog="Start with `crossgate demo`: generated clips, every step, a report, in some minutes on a CPU.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DATA, RUNS, MODELS = "Clips and shards", "Runs", "Models"
+
+RecipeFile = Annotated[Path, typer.Option("--config", "-c", help="Recipe (YAML); see jobs/recipes.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's, e.g. optim.lr=3e-4")
+]
+
+
+# ---- clips and shards ------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=DATA)
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder for the videos and their manifest.csv.")],
+    clips: Annotated[int, typer.Option(help="Number of clips.", min=1)] = 600,
+    seed: Annotated[int, typer.Option(help="Clip i depends on (seed, i) only.")] = 0,
+    degraded: Annotated[float, typer.Option(help="Share of clips with degraded modalities.", min=0, max=1)] = 0.5,
+    workers: Annotated[int, typer.Option(help="Processes (0: one a core).", min=0)] = 0,
+) -> None:
+    """Generate labelled clips: articulated figures, sound, true depth, known degradations."""
+    from crossgate.clips.synth import generate
+    from crossgate.progress import progress_bar
+
+    with progress_bar("clips") as step:
+        manifest = generate(out, clips=clips, seed=seed, degraded=degraded, workers=workers, progress=step)
+    typer.echo(f"wrote {manifest}\nnext: crossgate pack {manifest} {out}/shards")
+
+
+@app.command(rich_help_panel=DATA)
+def pack(
+    manifest: Annotated[Path, typer.Argument(help="CSV with path, label (or action, violence), split, group.")],
+    out: Annotated[str, typer.Argument(help="Folder or URL for the shards (local path or s3://).")],
+    task: Annotated[
+        str, typer.Option(help="Task that the `label` column belongs to (default: told by the labels).")
+    ] = "",
+    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.0,
+    fps: Annotated[float, typer.Option(help="Stored frames a second, at most.")] = 12.0,
+    short_side: Annotated[int, typer.Option(help="Stored short side in pixels.")] = 128,
+    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "rgb,flow,audio,depth",
+    val_fraction: Annotated[float, typer.Option(help="Share of training groups made `val` if there is none.")] = 0.15,
+    workers: Annotated[int, typer.Option(help="Processes (0: one a core).", min=0)] = 0,
+    estimator: Annotated[str, typer.Option(help="Depth model for videos without a sensor (needs transformers).")] = "",
+    skip_bad: Annotated[
+        bool, typer.Option(help="Name and skip clips that cannot be read instead of stopping.")
+    ] = False,
+) -> None:
+    """Turn a manifest of videos into WebDataset shards with an index; continues where it was stopped."""
+    from crossgate.progress import progress_bar
+    from crossgate.runs.pack import PackSettings
+    from crossgate.runs.pack import pack as pack_run
+
+    settings = PackSettings(
+        task=task,
+        seconds=seconds,
+        fps=fps,
+        short_side=short_side,
+        modalities=tuple(name.strip() for name in modalities.split(",")),
+        val_fraction=val_fraction,
+        workers=workers,
+        estimator=estimator,
+        skip_bad=skip_bad,
+    )
+    with progress_bar("clips") as step:
+        index = pack_run(manifest, out, settings, progress=step)
+    typer.echo(index.summary())
+    typer.echo(f"next: crossgate check {out}; crossgate preview {out}")
+
+
+@app.command(rich_help_panel=DATA)
+def check(
+    url: Annotated[str, typer.Argument(help="Folder or URL of shards.")],
+    fast: Annotated[bool, typer.Option(help="Sizes, digests and counts only; decode nothing.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes (0: one a core).", min=0)] = 0,
+) -> None:
+    """Verify every shard and clip against the index and name what is broken."""
+    from crossgate.progress import progress_bar
+    from crossgate.stream.check import check as check_shards
+
+    with progress_bar("shards") as step:
+        report = check_shards(url, fast=fast, workers=workers, progress=step)
+    for problem in report.problems:
+        typer.echo(str(problem), err=True)
+    typer.echo(report.summary())
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=DATA)
+def preview(
+    url: Annotated[str, typer.Argument(help="Folder or URL of shards.")],
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("preview.png"),
+    clips: Annotated[int, typer.Option(help="Clips shown.", min=1, max=64)] = 6,
+    split: Annotated[str, typer.Option(help="Split to draw from (default: the first).")] = "",
+    seed: Annotated[int, typer.Option(help="Which clips.")] = 0,
+) -> None:
+    """Draw a contact sheet: frames, flow, log-mel spectrogram, depth."""
+    from crossgate.runs.preview import preview as draw
+
+    typer.echo(f"wrote {draw(url, out, clips=clips, split=split, seed=seed)}")
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=RUNS)
+def pretrain(config: RecipeFile, overrides: Overrides = None) -> None:
+    """Pretrain encoders, gate and fusion by cross-modal contrast. Resumes by run name."""
+    _run("pretrain", config, overrides)
+
+
+@app.command(rich_help_panel=RUNS)
+def finetune(config: RecipeFile, overrides: Overrides = None) -> None:
+    """Fine-tune (or probe, finetune.freeze=true) a classifier from a pretrained run."""
+    _run("finetune", config, overrides)
+
+
+@app.command(rich_help_panel=RUNS)
+def search(config: RecipeFile, overrides: Overrides = None) -> None:
+    """Search gating variants with Ray Tune; selection on validation groups only."""
+    _run("search", config, overrides)
+
+
+@app.command(rich_help_panel=RUNS)
+def evaluate(config: RecipeFile, overrides: Overrides = None) -> None:
+    """Measure a trained model on the test split and write its report."""
+    _run("evaluate", config, overrides)
+
+
+@app.command(rich_help_panel=RUNS)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+    corpus: Annotated[Path | None, typer.Option(help="A manifest of real videos instead of generated ones.")] = None,
+    quick: Annotated[bool, typer.Option(help="A tiny run that shows the road, not the numbers.")] = False,
+) -> None:
+    """Drive the whole road: clips, shards, pretraining, search, two models in a registry, a prediction."""
+    from crossgate.cluster.demo import demo as drive
+
+    drive(out, corpus=corpus, quick=quick)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=MODELS)
+def release(
+    run: Annotated[Path, typer.Argument(help="Directory of a fine-tuning run.")],
+    name: Annotated[str, typer.Option(help="Registered model (default: crossgate-TASK).")] = "",
+    alias: Annotated[str, typer.Option(help="Alias to set on the new version.")] = "champion",
+    tracking_uri: Annotated[str, typer.Option(help="MLflow server (default: the run's own).")] = "",
+) -> None:
+    """Register a fine-tuned model in MLflow with signature, example, requirements and alias."""
+    from crossgate.runs.release import release_run
+
+    released = release_run(run, name=name, alias=alias, tracking_uri=tracking_uri)
+    typer.echo(f"registered {released.name} version {released.version} as {released.uri}")
+    typer.echo(f"next: crossgate predict {released.uri} VIDEO --tracking-uri {released.tracking_uri}")
+
+
+@app.command(rich_help_panel=MODELS)
+def predict(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a run directory or a model directory.")],
+    videos: Annotated[list[str], typer.Argument(help="Paths or URLs.")],
+    depth: Annotated[list[str] | None, typer.Option(help="Depth file of each video, in the same order.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a clip.")] = False,
+    tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
+) -> None:
+    """Label videos: scores, gate weights and the modalities that were used, one row a clip."""
+    from crossgate.runs.predict import format_rows, predict_videos
+
+    frame = predict_videos(model, videos, depth=depth, tracking_uri=tracking_uri)
+    if as_json:
+        for row in frame.to_dict(orient="records"):
+            typer.echo(json.dumps(row, default=str))
+    else:
+        typer.echo(format_rows(frame))
+    if len(frame) and frame["error"].astype(bool).all():
+        raise typer.Exit(1)
+
+
+# ---- help ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def explain(
+    section: Annotated[str, typer.Argument(help="A recipe section such as optim or data.clip, or `fusion`.")] = "",
+) -> None:
+    """Explain the settings of a recipe, with types and defaults."""
+    from crossgate.explain import explain as explain_section
+
+    typer.echo(explain_section(section))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: packages, decoders, DeepSpeed, Ray, MLflow, disk, memory."""
+    from crossgate.cluster.doctor import diagnose
+
+    if not diagnose(typer.echo):
+        raise typer.Exit(1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def _run(kind: str, config: Path, overrides: list[str] | None) -> None:
+    from crossgate.recipe import load_recipe
+
+    recipe = load_recipe(config, overrides or ())
+    if recipe.kind != kind:
+        raise UserError(
+            f"this is a recipe of kind '{recipe.kind}'",
+            where=config,
+            expected=f"kind '{kind}'",
+            cure=f"run `crossgate {recipe.kind} --config {config}`",
+        )
+    if kind == "search":
+        from crossgate.cluster.ray_tune import search as run_search
+
+        typer.echo(run_search(recipe).table())
+        return
+    from crossgate.cluster.ray_train import launch
+
+    launch(recipe)
+
+
+def run_job(kind: str) -> None:
+    """Entry point of the scripts in jobs/: ``script.py --config RECIPE [key=value ...]``."""
+    sys.argv.insert(1, kind)
+    main()
+
+
+def main() -> None:
+    """Runs the command line; a `UserError` becomes one line and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"crossgate: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("crossgate: stopped", err=True)
+        raise SystemExit(130) from None

@@ -1,0 +1,53 @@
+"""The recipe's settings as text, out of the docstrings of `config`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from crossgate.config import Recipe
+from crossgate.errors import UserError, nearest
+
+
+def explain(section: str = "") -> str:
+    """Returns the settings of a dotted section (empty: the sections) with types, defaults and docs.
+
+    Raises:
+        UserError: for a section that is none, naming the nearest.
+    """
+    if section == "fusion":
+        return _fusions()
+    model: type[BaseModel] = Recipe
+    for part in section.split(".") if section else []:
+        inner = _inner(model.model_fields[part]) if part in model.model_fields else None
+        if inner is None:
+            sections = [name for name, field in model.model_fields.items() if _inner(field)]
+            raise UserError(f"no section '{part}'", where=section, cure=nearest(part, sections))
+        model = inner
+    title = f"{section}: {(model.__doc__ or '').strip()}" if section else "A recipe's sections and keys"
+    return "\n".join([title, "", *(_line(name, field) for name, field in model.model_fields.items())])
+
+
+def _inner(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if isinstance(argument, type) and issubclass(argument, BaseModel):
+            return argument
+    return None
+
+
+def _line(name: str, field: FieldInfo) -> str:
+    about = " ".join((field.description or "").split())
+    if _inner(field):
+        return f"  {name}:  {about} (`crossgate explain` this section for its keys)"
+    default = "required" if field.is_required() else f"default {field.default!r}"
+    return f"  {name}  [{default}]  {about}"
+
+
+def _fusions() -> str:
+    from crossgate.model.fusion import FUSIONS
+
+    lines = [f"  {name:12} {(kind.__doc__ or '').strip().splitlines()[0]}" for name, kind in sorted(FUSIONS.items())]
+    return "\n".join(["Values of model.fusion.name", "", *lines])
