@@ -1,0 +1,1 @@
+"""Many clips: storage, shards, index, schedule, loader. Knows nothing of models."""

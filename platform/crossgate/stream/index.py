@@ -1,0 +1,295 @@
+"""The index of a folder of shards: ``index.json`` (small), ``shards.parquet`` (a row a shard), a sidecar a shard.
+
+Opening an index reads the first two only, so that a billion clips cost what their shards cost; sidecars are read
+when a clip of theirs is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crossgate.errors import UserError, nearest
+from crossgate.modality import MODALITIES
+from crossgate.stream.sidecar import ShardEntry, Sidecar, finished_shard, group_hash
+from crossgate.stream.storage import Store, open_store
+
+__all__ = ["Index", "Selection", "SplitInfo", "group_hash", "write_index"]
+
+VERSION = 1
+_SCHEMA = pa.schema(
+    [("name", pa.string()), ("split", pa.string()), ("clips", pa.int64()), ("bytes", pa.int64())]
+    + [("sha256", pa.string()), ("layout", pa.string())]
+    + [(f"clips_{name}", pa.int64()) for name in MODALITIES]
+    + [("settings", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Size of a split."""
+
+    shards: int
+    clips: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The shards of some splits, in canonical order.
+
+    Attributes:
+        index: where they come from.
+        splits: their names.
+        shards: ``(S,)`` int64, numbers of the shards in the index.
+        counts: ``(S,)`` int64, clips in each.
+        digest: SHA-256 over these shards alone: other splits may change without touching the schedule.
+    """
+
+    index: Index
+    splits: tuple[str, ...]
+    shards: np.ndarray
+    counts: np.ndarray
+    digest: str
+
+    @property
+    def total(self) -> int:
+        """Clips in all."""
+        return int(self.counts.sum())
+
+
+class Index:
+    """What is known of a folder of shards without opening one.
+
+    Args:
+        store: folder of the tars.
+        home: folder of the index files; the same, unless the store is read only.
+        header: content of ``index.json``.
+        table: content of ``shards.parquet``.
+    """
+
+    def __init__(self, store: Store, home: Store, header: Mapping[str, Any], table: pa.Table) -> None:
+        self.store, self.home = store, home
+        self.header, self.table = dict(header), table
+        self.names: list[str] = table.column("name").to_pylist()
+        self.clips = table.column("clips").to_numpy()
+        self.bytes = table.column("bytes").to_numpy()
+
+    @classmethod
+    def load(cls, url: str, *, progress: Callable[[int, int], None] | None = None) -> Index:
+        """Opens the index of a folder; a folder of tars without one is indexed on first sight.
+
+        Args:
+            url: the folder.
+            progress: called with (shards done, shards in all) while tars are being indexed.
+
+        Raises:
+            UserError: when there are neither an index nor tars, or the index is damaged or too new.
+        """
+        store = open_store(url)
+        if store.exists("index.json"):
+            return cls._read(store, store)
+        from crossgate.stream.foreign import index_foreign
+
+        return index_foreign(url, progress=progress)
+
+    @classmethod
+    def _read(cls, store: Store, home: Store) -> Index:
+        where = home.path("index.json")
+        try:
+            header = json.loads(home.read("index.json"))
+            version = header["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError("the index is damaged", where=where, cure="pack or index the folder again") from error
+        if version != VERSION:
+            raise UserError(f"index version {version}", where=where, expected=str(VERSION), cure="upgrade crossgate")
+        try:
+            table = pq.read_table(io.BytesIO(home.read("shards.parquet")), use_threads=False)
+        except pa.ArrowInvalid as error:
+            raise UserError("the shard table is damaged", where=home.path("shards.parquet")) from error
+        if shards_digest(table) != header["digest"]:
+            raise UserError("index and shard table do not belong together", where=where, cure="pack or index again")
+        return cls(store, home, header, table)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the shard table."""
+        return self.header["digest"]
+
+    @property
+    def vocabularies(self) -> dict[str, list[str]]:
+        """Task -> class names; a label's number is its place here."""
+        return self.header["vocabularies"]
+
+    @property
+    def modalities(self) -> dict[str, int]:
+        """Modality -> clips that have it."""
+        return self.header["modalities"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the shards were packed with."""
+        return self.header["settings"]
+
+    @cached_property
+    def splits(self) -> dict[str, SplitInfo]:
+        """Split -> its size."""
+        return {name: SplitInfo(**info) for name, info in self.header["splits"].items()}
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """``(shards,)`` ordinal of each shard's first clip."""
+        return np.cumsum(self.clips) - self.clips
+
+    def sidecar(self, shard: int) -> Sidecar:
+        """Reads the clips of a shard (not kept: `reader.ClipReader` keeps the recent ones)."""
+        return Sidecar.load(self.home, self.names[shard])
+
+    def select(self, splits: Iterable[str], modalities: Iterable[str] = ()) -> Selection:
+        """Returns the shards of some splits.
+
+        Args:
+            splits: names; all must exist and hold clips.
+            modalities: each must be present in one clip at least.
+
+        Raises:
+            UserError: for an unknown or empty split, or a modality that no clip has.
+        """
+        wanted = tuple(dict.fromkeys(splits))
+        valid = [name for name, info in self.splits.items() if info.clips]
+        for name in wanted:
+            if name not in valid:
+                what = "has no clips" if name in self.splits else "does not exist"
+                raise UserError(f"split {name!r} {what}", where=self.store.url, cure=nearest(name, valid))
+        if not wanted:
+            raise UserError("no split named", where=self.store.url, expected=f"some of {', '.join(valid)}")
+        mask = np.isin(self.table.column("split").to_numpy(zero_copy_only=False), wanted)
+        shards = np.flatnonzero(mask)
+        table = self.table.take(pa.array(shards))
+        counts = {m: int(np.sum(table.column(f"clips_{m}").to_numpy())) for m in MODALITIES}
+        for name in modalities:
+            if not counts[name]:
+                raise UserError(
+                    f"no clip of {', '.join(wanted)} has modality {name!r}",
+                    where=self.store.url,
+                    expected=f"data.clip.modalities among {', '.join(m for m in counts if counts[m])}",
+                )
+        return Selection(self, wanted, shards, self.clips[shards], shards_digest(table))
+
+
+def shards_digest(table: pa.Table) -> str:
+    """Returns the SHA-256 over name, split, clips, bytes and digests of the shards, in their order."""
+    digest = hashlib.sha256()
+    columns = [table.column(name).to_pylist() for name in ("name", "split", "clips", "bytes", "sha256", "layout")]
+    for row in zip(*columns):
+        digest.update(("\0".join(map(str, row)) + "\n").encode())
+    return digest.hexdigest()
+
+
+def write_index(
+    store: Store | str,
+    entries: Sequence[ShardEntry] | Sequence[str],
+    *,
+    vocabularies: Mapping[str, Sequence[str]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    home: Store | None = None,
+) -> Index:
+    """Writes ``shards.parquet`` and, last, ``index.json`` for finished shards.
+
+    Args:
+        store: folder of the shards, whose sidecars are there.
+        entries: what `ShardWriter.entry` gave, or the names of finished shards.
+        vocabularies: task -> class names; tasks that are not named get the sorted classes that occur.
+        settings: of the packing, kept in the index for people to read.
+        home: where index and sidecars are, if not beside the shards.
+
+    Raises:
+        UserError: for a shard that is not finished, a group in two splits, or a class outside its vocabulary.
+    """
+    store = open_store(store) if isinstance(store, str) else store
+    home = home or store
+    whole = sorted((_entry(store, item) for item in entries), key=lambda entry: entry.name)
+    groups: dict[int, str] = {}
+    per_split: dict[str, int] = {}
+    seen: dict[str, set[str]] = {task: set() for task in (vocabularies or {})}
+    for entry in whole:
+        sidecar = Sidecar.load(home, entry.name)
+        for number, row in zip(*np.unique(sidecar.group, return_index=True)):
+            other = groups.setdefault(int(number), entry.split)
+            if other != entry.split:
+                raise UserError(
+                    f"group {sidecar.groups[row]!r} is in splits {other!r} and {entry.split!r}",
+                    where=store.path(entry.name),
+                    cure="give all clips of a source one split",
+                )
+        for task, names in sidecar.labels.items():
+            seen.setdefault(task, set()).update(name for name in names if name is not None)
+    for split in groups.values():
+        per_split[split] = per_split.get(split, 0) + 1
+    table = _table(whole)
+    header = {
+        "version": VERSION,
+        "digest": shards_digest(table),
+        "shards": len(whole),
+        "clips": sum(entry.clips for entry in whole),
+        "bytes": sum(entry.bytes for entry in whole),
+        "splits": {
+            split: asdict(
+                SplitInfo(
+                    shards=sum(e.split == split for e in whole),
+                    clips=sum(e.clips for e in whole if e.split == split),
+                    groups=per_split.get(split, 0),
+                )
+            )
+            for split in sorted({entry.split for entry in whole})
+        },
+        "modalities": {m: sum(e.modalities.get(m, 0) for e in whole) for m in MODALITIES},
+        "vocabularies": _vocabularies(seen, vocabularies or {}, store),
+        "settings": dict(settings or {}),
+    }
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    home.put("shards.parquet", buffer.getvalue())
+    home.put("index.json", json.dumps(header, indent=2, ensure_ascii=False).encode())
+    return Index(store, home, header, table)
+
+
+def _entry(store: Store, item: ShardEntry | str) -> ShardEntry:
+    if isinstance(item, ShardEntry):
+        return item
+    entry = finished_shard(store, item)
+    if entry is None:
+        raise UserError("this shard is not finished", where=store.path(item), cure="pack again")
+    return entry
+
+
+def _table(entries: Sequence[ShardEntry]) -> pa.Table:
+    rows = []
+    for entry in entries:
+        row = asdict(entry)
+        counts = row.pop("modalities")
+        rows.append(row | {f"clips_{m}": counts.get(m, 0) for m in MODALITIES})
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _vocabularies(
+    seen: Mapping[str, set[str]], given: Mapping[str, Sequence[str]], store: Store
+) -> dict[str, list[str]]:
+    for task, names in given.items():
+        unknown = sorted(seen.get(task, set()) - set(names))
+        if unknown:
+            raise UserError(
+                f"label {unknown[0]!r} is not in the vocabulary of task {task!r}",
+                where=store.url,
+                cure=nearest(unknown[0], names),
+            )
+    return {task: list(given.get(task, sorted(names))) for task, names in sorted(seen.items())}

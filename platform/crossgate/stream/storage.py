@@ -1,0 +1,256 @@
+"""Files in a folder that is named by a URL: a local path, ``s3://bucket/prefix`` or ``http(s)://``, through fsspec.
+
+Credentials, profiles and endpoints are those that s3fs finds by itself; none passes through here or into a log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from crossgate.errors import UserError
+
+DEADLINE = 60.0
+"""Seconds after which a request that keeps failing is given up."""
+
+_SCHEMES = ("file", "s3", "http", "https")
+_PARTIAL = ".partial-"
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_REMOTE_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3")
+
+T = TypeVar("T")
+
+
+class Store:
+    """One folder of files. Cheap to pickle: another process opens its own connection.
+
+    Args:
+        url: local path, ``file://``, ``s3://`` or ``http(s)://`` URL of the folder.
+
+    Raises:
+        UserError: for any other kind of URL (`pipe:` and chained URLs among them).
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        text = os.fspath(url)
+        scheme = text.split("://", 1)[0] if "://" in text else "file"
+        if scheme not in _SCHEMES or "::" in text or text.startswith("pipe:"):
+            raise UserError("storage of this kind is not read", where=text, expected=f"a path or {_SCHEMES[1:]} URL")
+        self.local = scheme == "file"
+        self.url = os.path.abspath(text.removeprefix("file://")) if self.local else text.rstrip("/")
+        self._fs: Any = None
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def __reduce__(self):
+        return Store, (self.url,)
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system, opened on first use in each process."""
+        if self._fs is None:
+            self._fs = fsspec.filesystem(self.url.split("://", 1)[0] if not self.local else "file")
+        return self._fs
+
+    def path(self, name: str) -> str:
+        """Returns the full path or URL of a file of this folder."""
+        return f"{self.url}/{name}"
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def read(self, name: str) -> bytes:
+        """Returns a whole file."""
+        if self.local:
+            with self._explained(name):
+                return Path(self.path(name)).read_bytes()
+        return self._retried(name, lambda: self.fs.cat_file(self.path(name)))
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Returns the bytes ``start <= i < end``; fewer bytes than that count as a broken transfer."""
+        return self.read_ranges([(name, start, end)])[0]
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Returns several ranges ``(name, start, end)``, fetched at the same time where the store is remote."""
+        found: list[bytes | None] = [None] * len(ranges)
+
+        def fetch() -> None:
+            todo = [i for i, data in enumerate(found) if data is None]
+            names, starts, ends = zip(*(ranges[i] for i in todo))
+            got = self.fs.cat_ranges([self.path(n) for n in names], list(starts), list(ends), on_error="return")
+            failure: Exception | None = None
+            for i, data in zip(todo, got):
+                name, start, end = ranges[i]
+                if isinstance(data, Exception):
+                    failure = data
+                elif len(data) != end - start:
+                    failure = OSError(f"{name}: {len(data)} of {end - start} bytes came")
+                else:
+                    found[i] = bytes(data)
+            if failure is not None:
+                raise failure
+
+        if ranges:
+            self._retried(ranges[0][0], fetch)
+        return [data for data in found if data is not None]
+
+    def open(self, name: str) -> BinaryIO:
+        """Opens a file for sequential reading with seeks; remote files are read in blocks."""
+        with self._explained(name):
+            if self.local:
+                return open(self.path(name), "rb")
+            return self._retried(name, lambda: self.fs.open(self.path(name), "rb", block_size=4 << 20))
+
+    def size(self, name: str) -> int:
+        """Returns a file's length in bytes."""
+        with self._explained(name):
+            if self.local:
+                return os.path.getsize(self.path(name))
+            return int(self._retried(name, lambda: self.fs.info(self.path(name)))["size"])
+
+    def exists(self, name: str) -> bool:
+        """Says whether the folder has such a file; a store that cannot be reached is an error, not a no."""
+        if self.local:
+            return os.path.isfile(self.path(name))
+        try:
+            self._attempt(lambda: self.fs.info(self.path(name)))
+        except FileNotFoundError:
+            return False
+        except Exception as error:
+            raise _explain(error, self.path(name)) from error
+        return True
+
+    def list(self, suffix: str = "") -> list[str]:
+        """Returns the sorted names of the folder's own files, hidden ones left out."""
+        if not self.local:
+            self.fs.invalidate_cache()
+        with self._explained(""):
+            if self.local:
+                names = [entry.name for entry in os.scandir(self.url) if entry.is_file()]
+            else:
+                found = self._retried("", lambda: self.fs.ls(self.url, detail=True))
+                names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
+        return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+    # ---- writing -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Gives a local file to write; leaving the block makes it appear under its name, whole, or not at all."""
+        if self.url.startswith("http"):
+            raise UserError("http stores are read only", where=self.path(name), cure="write to a path or s3:// URL")
+        with self._explained(name):
+            if self.local:
+                os.makedirs(self.url, exist_ok=True)
+            folder = self.url if self.local else tempfile.gettempdir()
+            beside = os.path.join(folder, f".{name}{_PARTIAL}{os.getpid()}")
+            try:
+                with open(beside, "w+b") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                if self.local:
+                    os.replace(beside, self.path(name))
+                else:  # a remote object appears only when its upload is complete
+                    self._retried(name, lambda: self.fs.put_file(beside, self.path(name)))
+            finally:
+                if os.path.exists(beside):
+                    os.unlink(beside)
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Writes a file atomically, from bytes or from a local file."""
+        with self.writing(name) as file:
+            if isinstance(content, Path):
+                with open(content, "rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            else:
+                file.write(content)
+
+    def delete(self, name: str) -> None:
+        """Removes a file; one that is not there is no error."""
+        try:
+            self._attempt(lambda: self.fs.rm_file(self.path(name)))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise _explain(error, self.path(name)) from error
+
+    def discard_partials(self) -> None:
+        """Removes what killed writers left beside; call it only while nobody writes here."""
+        if self.local and os.path.isdir(self.url):
+            for entry in os.scandir(self.url):
+                if entry.name.startswith(".") and _PARTIAL in entry.name:
+                    os.unlink(entry.path)
+
+    def writable(self) -> bool:
+        """Says whether files can be added, by adding and removing one."""
+        try:
+            self.put(".crossgate-probe", b"")
+            self.delete(".crossgate-probe")
+        except (UserError, OSError):
+            return False
+        return True
+
+    # ---- failures ----------------------------------------------------------------------------------------------
+
+    def _attempt(self, call: Callable[[], T]) -> T:
+        for attempt in Retrying(
+            retry=retry_if_exception(_transient),
+            stop=stop_after_delay(DEADLINE),
+            wait=wait_random_exponential(multiplier=0.2, max=5),
+            reraise=True,
+        ):
+            with attempt:
+                return call()
+        raise AssertionError("unreachable")
+
+    def _retried(self, name: str, call: Callable[[], T]) -> T:
+        with self._explained(name):
+            return self._attempt(call)
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) or _remote(error):
+                raise _explain(error, self.path(name) if name else self.url) from error
+            raise
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """Returns the folder that a URL names; nothing is contacted yet."""
+    return Store(url)
+
+
+def _remote(error: BaseException) -> bool:
+    return type(error).__module__.startswith(_REMOTE_MODULES) or isinstance(error, asyncio.TimeoutError)
+
+
+def _transient(error: BaseException) -> bool:
+    if "Credential" in type(error).__name__ or "ProfileNotFound" in type(error).__name__:
+        return False
+    if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return False
+    return isinstance(error, OSError) or _remote(error)
+
+
+def _explain(error: BaseException, where: str) -> UserError:
+    """Turns a failure of the store into the one line that a user can act on."""
+    if isinstance(error, FileNotFoundError):
+        return UserError("no such file or bucket", where=where, cure="check the URL")
+    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+        return UserError("access denied", where=where, cure="check the credentials of your environment or profile")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError("no space left on the disk", where=where, cure="free some space and start again")
+    return UserError(f"storage failed ({type(error).__name__}: {error})", where=where, cure="check that it is reachable")
