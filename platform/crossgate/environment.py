@@ -35,3 +35,53 @@ def set_single_process_world(port: int) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+
+
+def calm_mlflow() -> None:
+    """Turns MLflow's telemetry off and shortens its patience, where the user has not decided otherwise.
+
+    By default a call to a dead server retries for four minutes; `tracking` keeps and resends by itself.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+
+def home() -> Path | None:
+    """Where relative run folders of cluster jobs live (``CROSSGATE_HOME``), if the user has decided."""
+    value = os.environ.get("CROSSGATE_HOME")
+    return Path(value) if value else None
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by `ray job submit`, in a working folder that is thrown away."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def ray_address() -> str | None:
+    """The Ray cluster named by the environment, if any."""
+    return os.environ.get("RAY_ADDRESS")
+
+
+def calm_deepspeed(cpu: bool) -> None:
+    """Names the accelerator, so that DeepSpeed does not guess aloud, where the user has not decided otherwise."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if cpu else "cuda")
+
+
+def calm_ray(poll_seconds: float = 0.2) -> None:
+    """Ray's chatter off, its Train controller quick; the user's own settings win.
+
+    Ray Train looks at its workers every two seconds by default, which a short run feels at every start and end.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_seconds))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+
+def worker_environment(source_root: Path) -> dict[str, str]:
+    """What Ray's workers need to import this package, whether it is installed there or not."""
+    paths = [str(source_root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

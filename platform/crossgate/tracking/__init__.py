@@ -1,0 +1,16 @@
+"""MLflow runs: what happened, kept even when the server is away. See docs/tracking.md."""
+
+from crossgate.tracking.server import Server, connect, tracking_uri
+from crossgate.tracking.tracker import MlflowTracker, NullTracker, Tracker, deliver, known_run, open_tracker
+
+__all__ = [
+    "MlflowTracker",
+    "NullTracker",
+    "Server",
+    "Tracker",
+    "connect",
+    "deliver",
+    "known_run",
+    "open_tracker",
+    "tracking_uri",
+]

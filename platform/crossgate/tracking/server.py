@@ -1,0 +1,161 @@
+"""Which MLflow server, and a client for it without any global state of MLflow's."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from crossgate import environment
+from crossgate.config import TrackingConfig
+from crossgate.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_PROBE_SECONDS = 5.0
+_WEB = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A reachable server and the experiment of a recipe.
+
+    Attributes:
+        uri: as MLflow takes it.
+        client: bound to this server for runs and for the registry; independent of `mlflow.set_tracking_uri`.
+        experiment_id: of `TrackingConfig.experiment`.
+    """
+
+    uri: str
+    client: MlflowClient
+    experiment_id: str
+
+    @property
+    def label(self) -> str:
+        """The URI without a password, for messages and files."""
+        return redacted(self.uri)
+
+
+def tracking_uri(config: TrackingConfig, output: str | Path) -> str:
+    """Returns the recipe's server, else ``MLFLOW_TRACKING_URI``, else a SQLite file beside the runs."""
+    configured = config.uri or environment.tracking_uri()
+    return configured or f"sqlite:///{Path(output).absolute() / 'mlflow.db'}"
+
+
+def redacted(uri: str) -> str:
+    """Returns the URI without user name and password."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+
+def make_client(uri: str) -> MlflowClient:
+    """Returns a client whose runs and registered models both live at the URI."""
+    environment.calm_mlflow()
+    from mlflow import MlflowClient
+
+    for chatty in ("mlflow.store.db.utils", "alembic", "mlflow.tracking._tracking_service.client"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # an outage is told once, by `delivery`
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def connect(config: TrackingConfig, output: str | Path) -> Server:
+    """Returns the server with its experiment, which is made on first use.
+
+    Args:
+        config: the recipe's section.
+        output: folder of the runs; the SQLite default and its artifacts live in it.
+
+    Raises:
+        UserError: when the server is unreachable, refuses, or is of a kind that MLflow no longer writes to.
+    """
+    uri = tracking_uri(config, output)
+    _check_scheme(uri)
+    _probe(uri)
+    try:
+        client = make_client(uri)
+        return Server(uri, client, _experiment(client, config.experiment, _artifacts(uri)))
+    except UserError:
+        raise
+    except Exception as error:  # database drivers and HTTP stacks raise whatever they like
+        raise _unreachable(uri, error) from None
+
+
+def _check_scheme(uri: str) -> None:
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        raise UserError(
+            "MLflow no longer writes to plain folders",
+            where=f"tracking.uri {uri}",
+            expected="sqlite:///FILE.db or http(s)://HOST:PORT",
+        )
+    if scheme == "sqlite":
+        file = Path(uri.removeprefix("sqlite:///"))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"its folder cannot be made ({error.strerror})", where=f"tracking.uri {uri}") from None
+    elif scheme not in _WEB and scheme.partition("+")[0] not in _DATABASES and not scheme.startswith("databricks"):
+        raise UserError(
+            f"unknown kind of tracking server '{scheme}'",
+            where=f"tracking.uri {redacted(uri)}",
+            expected="sqlite:///FILE.db, http(s)://HOST:PORT or a database URL",
+        )
+
+
+def _probe(uri: str) -> None:
+    """Asks a web server for a sign of life, since MLflow's own first call retries for long."""
+    if urlsplit(uri).scheme not in _WEB:
+        return
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
+    except requests.RequestException as error:
+        raise _unreachable(uri, error) from None
+
+
+def _unreachable(uri: str, error: Exception) -> UserError:
+    reason = redacted(str(error).strip().splitlines()[0][:200]) if str(error).strip() else type(error).__name__
+    password = urlsplit(uri).password
+    if password:
+        reason = reason.replace(password, "***")
+    return UserError(
+        f"the tracking server does not answer ({reason})",
+        where=f"tracking.uri {redacted(uri)}",
+        cure="start it, correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.enabled=false",
+    )
+
+
+def _artifacts(uri: str) -> str | None:
+    """Artifacts of a SQLite store go beside its file; a real server knows its own place."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another run was faster
+            assert found is not None
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"experiment '{name}' was deleted on the server",
+            where="tracking.experiment",
+            cure="restore it (mlflow experiments restore) or choose another name",
+        )
+    return found.experiment_id

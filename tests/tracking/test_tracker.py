@@ -1,0 +1,259 @@
+"""Runs in a real MLflow on SQLite: one run a directory, in order, nothing twice."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.recipe import flat_recipe, parse_recipe
+from crossgate.tracking import MlflowTracker, NullTracker, deliver, known_run, open_tracker
+
+
+def recipe_for(output: Path, **tracking: object) -> Recipe:
+    return parse_recipe({"kind": "pretrain", "run": {"output": str(output)}, "tracking": tracking})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs; its SQLite file is made once (migrations take seconds)."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def client(store: Path) -> MlflowClient:
+    uri = f"sqlite:///{store / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def history(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, key)]
+
+
+def test_a_run_has_parameters_tags_metrics_artifacts(store: Path, client: MlflowClient) -> None:
+    recipe, run_dir = recipe_for(store), store / "whole"
+    tracker = open_tracker(recipe, run_dir, 0, tags={"crossgate.index": "abc123"})
+    for step in (10, 20):
+        tracker.log_metrics({"loss": step / 100, "time/data_wait_pct": 1.5}, step)
+    run_dir.joinpath("report.html").write_text("<html>")
+    tracker.log_artifact(run_dir / "report.html")
+    outside = store / "confusion.txt"
+    outside.write_text("table")
+    tracker.log_artifact(outside, "figures")
+    outside.unlink()  # a temporary file may go at once
+    tracker.log_text("hello", "notes/hello.txt")
+    tracker.finish()
+
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "whole"
+    assert run.data.params == flat_recipe(recipe)
+    assert run.data.tags["crossgate.index"] == "abc123"
+    assert run.data.tags["crossgate.kind"] == "pretrain"
+    assert run.data.tags["crossgate.version"]
+    assert run.data.tags["crossgate.host"]
+    assert len(run.data.tags.get("mlflow.source.git.commit", "0" * 40)) == 40
+    assert history(client, tracker.run_id, "loss") == [(10, 0.1), (20, 0.2)]
+    assert {f.path for f in client.list_artifacts(tracker.run_id)} == {"recipe.yaml", "report.html", "figures", "notes"}
+    assert [f.path for f in client.list_artifacts(tracker.run_id, "figures")] == ["figures/confusion.txt"]
+    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(store), "artifacts lie beside the runs"
+    assert not any((run_dir / "tracking" / "outbox").iterdir()), "copies are removed once they are delivered"
+
+
+def test_a_resumed_run_is_the_same_run_without_gap_or_double(store: Path, client: MlflowClient) -> None:
+    recipe, run_dir = recipe_for(store), store / "resumed"
+    killed = open_tracker(recipe, run_dir, 0, interval=3600)
+    for step in range(10):
+        killed.log_metrics({"loss": float(step)}, step)
+    # No finish: a kill -9 leaves the journal, here with half a line at its end.
+    with (run_dir / "tracking" / "spool.jsonl").open("a") as lines:
+        lines.write('{"lane": "values", "metr')
+
+    with open_tracker(recipe, run_dir, 0) as resumed:
+        for step in range(6, 15):  # from the checkpoint at step 5
+            resumed.log_metrics({"loss": float(step)}, step)
+    assert resumed.run_id == killed.run_id == known_run(run_dir)
+    assert history(client, resumed.run_id, "loss") == [(step, float(step)) for step in range(15)]
+    assert client.get_run(resumed.run_id).info.status == "FINISHED"
+
+
+def test_delivered_twice_is_stored_once(store: Path, client: MlflowClient) -> None:
+    """A kill between a delivery and its mark repeats the delivery."""
+    run_dir = store / "twice"
+    with open_tracker(recipe_for(store), run_dir, 0) as tracker:
+        tracker.log_metrics({"loss": 1.0}, 1)
+    mark = run_dir / "tracking" / "delivered.json"
+    mark.write_text(mark.read_text().split('"offsets"')[0] + '"offsets": {"values": 0, "files": 0}}')
+    assert deliver(run_dir, recipe_for(store).tracking) == 0
+    assert history(client, tracker.run_id, "loss") == [(1, 1.0)]
+
+
+def test_a_setting_that_changed_on_resume_becomes_a_tag(store: Path, client: MlflowClient) -> None:
+    run_dir = store / "changed"
+    for workers in (2, 1):
+        recipe = parse_recipe({"kind": "pretrain", "cluster": {"workers": workers}})
+        with open_tracker(recipe, run_dir, 0) as tracker:
+            pass
+    data = client.get_run(tracker.run_id).data
+    assert data.params["cluster.workers"] == "2"
+    assert data.tags["crossgate.changed.cluster.workers"] == "1"
+
+
+def test_a_new_directory_of_the_same_name_is_a_new_run(store: Path) -> None:
+    ids = set()
+    for folder in ("a", "b"):
+        recipe = recipe_for(store, uri=f"sqlite:///{store / 'mlflow.db'}")
+        with open_tracker(recipe, store / folder / "same", 0) as tracker:
+            ids.add(tracker.run_id)
+    assert len(ids) == 2
+
+
+def test_run_id_in_the_environment_hijacks_nothing(
+    store: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_tracker(recipe_for(store), store / "parent", 0) as parent:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "elsewhere")
+    with open_tracker(recipe_for(store), store / "child", 0, parent=parent.run_id) as child:
+        child.log_metrics({"loss": 1.0}, 0)
+    assert child.run_id != parent.run_id
+    assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert history(client, parent.run_id, "loss") == []
+
+
+def test_a_failed_body_is_a_failed_run(store: Path, client: MlflowClient) -> None:
+    for name, error, status in (("failed", ValueError, "FAILED"), ("killed", KeyboardInterrupt, "KILLED")):
+        with pytest.raises(error), open_tracker(recipe_for(store), store / name, 0) as tracker:
+            raise error
+        assert client.get_run(tracker.run_id).info.status == status
+
+
+def test_what_mlflow_refuses_is_left_out_and_the_rest_arrives(
+    store: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_tracker(recipe_for(store), store / "refused", 0) as tracker:
+        tracker.log_metrics({"gate/weight{rgb}": 0.5, "not_finite": float("nan")}, 1)
+        tracker.set_tags({"bad\nkey!": "x", "good": "y"})
+        tracker.log_metrics({"loss": 1.0}, 2)
+        tracker.log_artifact(store / "no such file")
+    data = client.get_run(tracker.run_id).data
+    assert data.metrics["gate/weight_rgb_"] == 0.5
+    assert data.metrics["loss"] == 1.0
+    assert data.tags["good"] == "y"
+    assert "no such file" in caplog.text
+
+
+def test_other_ranks_and_disabled_tracking_touch_nothing(tmp_path: Path) -> None:
+    assert isinstance(open_tracker(recipe_for(tmp_path), tmp_path / "run", 1), NullTracker)
+    off = open_tracker(recipe_for(tmp_path, enabled=False), tmp_path / "run", 0)
+    off.log_metrics({"loss": 1.0}, 1)
+    off.finish()
+    assert off.run_id == ""
+    assert not any(tmp_path.iterdir())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        (f"http://user:secret@127.0.0.1:{free_port()}", "does not answer"),
+        ("file:///tmp/mlruns", "no longer writes to plain folders"),
+        ("mlruns", "no longer writes to plain folders"),
+        ("ftp://host/x", "unknown kind of tracking server"),
+        ("sqlite:////proc/none/x.db", "cannot be made"),
+        ("postgresql://user:secret@127.0.0.1:9/db", "does not answer"),
+    ],
+)
+def test_a_wrong_server_is_one_clear_line(tmp_path: Path, uri: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        open_tracker(recipe_for(tmp_path, uri=uri), tmp_path / "run", 0)
+    line = str(caught.value)
+    assert says in line
+    assert "tracking.uri" in line
+    assert "\n" not in line
+    assert "secret" not in line
+
+
+def test_a_restart_while_the_server_is_away_goes_on(
+    store: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, run_dir = recipe_for(store), store / "away"
+    with open_tracker(recipe, run_dir, 0) as tracker:
+        tracker.log_metrics({"loss": 0.0}, 0)
+
+    def dead(*_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crossgate.tracking.server.make_client", dead)
+        patch.setattr("crossgate.tracking.tracker.make_client", dead)
+        again = open_tracker(recipe, run_dir, 0)
+        again.log_metrics({"loss": 1.0}, 1)
+        again.finish(timeout=0.5)
+    assert "the run goes on" in caplog.text
+    assert "wait in" in caplog.text
+    assert history(client, tracker.run_id, "loss") == [(0, 0.0)]
+    assert deliver(run_dir, recipe.tracking) == 0
+    assert again.run_id == tracker.run_id
+    assert history(client, tracker.run_id, "loss") == [(0, 0.0), (1, 1.0)]
+
+
+def test_a_server_that_hangs_holds_nobody_up(
+    store: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run_dir, answer = recipe_for(store), store / "hangs", threading.Event()
+
+    def hanging(uri: str) -> MlflowClient:
+        answer.wait()
+        return client
+
+    monkeypatch.setattr("crossgate.tracking.tracker.make_client", hanging)
+    tracker = open_tracker(recipe, run_dir, 0, interval=0.01)
+    for step in range(1000):
+        tracker.log_metrics({"loss": 1.0}, step)
+    tracker.finish(timeout=0.2)  # comes back although nothing was sent
+    assert history(client, tracker.run_id, "loss") == []
+    answer.set()
+    assert deliver(run_dir, recipe.tracking) == 0
+    assert len(history(client, tracker.run_id, "loss")) == 1000
+
+
+def test_a_full_disk_costs_metrics_and_not_the_run(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = open_tracker(recipe_for(store), store / "full", 0)
+    assert isinstance(tracker, MlflowTracker)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._spool, "append", full)
+        for step in range(3):
+            tracker.log_metrics({"loss": 1.0}, step)
+    tracker.finish()
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_mlflow_is_quiet_even_when_it_makes_its_database(tmp_path: Path) -> None:
+    code = f"""
+from crossgate.recipe import parse_recipe
+from crossgate.tracking import open_tracker
+with open_tracker(parse_recipe({{'kind': 'pretrain'}}), {str(tmp_path / "run")!r}) as tracker:
+    tracker.log_metrics({{'loss': 1.0}}, 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
