@@ -1,0 +1,28 @@
+"""Measurement: retrieval, probes, classification, gate diagnostics, intervals, figures, the report.
+
+Takes arrays (`Predictions`), knows nothing of data, models or clusters. Thresholds, fixed weights and regularisation
+are chosen on validation; test clips are only scored.
+"""
+
+from crossgate.evaluation.classifier import Evaluation, classifier_scores, evaluate_classifier
+from crossgate.evaluation.comparison import compare_gates
+from crossgate.evaluation.predictions import Predictions, collect, concatenate
+from crossgate.evaluation.pretrain import evaluate_pretrain, retrieval_scores
+from crossgate.evaluation.report import Section, write_report
+from crossgate.evaluation.results import read_results, write_results
+
+__all__ = [
+    "Evaluation",
+    "Predictions",
+    "Section",
+    "classifier_scores",
+    "collect",
+    "compare_gates",
+    "concatenate",
+    "evaluate_classifier",
+    "evaluate_pretrain",
+    "read_results",
+    "retrieval_scores",
+    "write_report",
+    "write_results",
+]
