@@ -97,13 +97,14 @@ class Index:
         """
         store = open_store(url)
         if store.exists("index.json"):
-            return cls._read(store, store)
+            return cls.read(store, store)
         from crossgate.stream.foreign import index_foreign
 
         return index_foreign(url, progress=progress)
 
     @classmethod
-    def _read(cls, store: Store, home: Store) -> Index:
+    def read(cls, store: Store, home: Store) -> Index:
+        """Opens an index that may lie elsewhere than its shards."""
         where = home.path("index.json")
         try:
             header = json.loads(home.read("index.json"))
@@ -227,12 +228,12 @@ def write_index(
             other = groups.setdefault(int(number), entry.split)
             if other != entry.split:
                 raise UserError(
-                    f"group {sidecar.groups[row]!r} is in splits {other!r} and {entry.split!r}",
+                    f"group {sidecar.group_name(row)!r} is in splits {other!r} and {entry.split!r}",
                     where=store.path(entry.name),
                     cure="give all clips of a source one split",
                 )
-        for task, names in sidecar.labels.items():
-            seen.setdefault(task, set()).update(name for name in names if name is not None)
+        for task in sidecar.tasks:
+            seen.setdefault(task, set()).update(sidecar.classes(task))
     for split in groups.values():
         per_split[split] = per_split.get(split, 0) + 1
     table = _table(whole)

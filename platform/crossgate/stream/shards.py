@@ -50,8 +50,8 @@ class ShardWriter(AbstractContextManager):
         self._keys: set[str] = set()
 
     @property
-    def bytes(self) -> int:
-        """Length of what has been written so far."""
+    def length(self) -> int:
+        """Bytes written so far."""
         return self._tar.offset
 
     @property
@@ -62,7 +62,7 @@ class ShardWriter(AbstractContextManager):
     def __enter__(self) -> ShardWriter:
         self._writing = self.store.writing(self.name)
         self._file = _Hashed(self._writing.__enter__())
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # type: ignore[call-overload]  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # type: ignore[call-overload]
         return self
 
     def add(self, key: str, members: Mapping[str, bytes], record: Mapping[str, Any]) -> None:

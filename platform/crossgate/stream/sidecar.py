@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crossgate.errors import UserError
@@ -138,9 +139,10 @@ class Sidecar:
         self._table = table
         suffix = table.column("suffix").combine_chunks()
         self._starts = suffix.offsets.to_numpy()
-        self._suffix = suffix.flatten().to_pylist()
+        self._suffix = suffix.flatten()
         self._offset = table.column("offset").combine_chunks().flatten().to_numpy()
         self._size = table.column("size").combine_chunks().flatten().to_numpy()
+        self._ids: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -175,33 +177,51 @@ class Sidecar:
         """``(clips, M)`` float32, NaN where nothing is known."""
         return np.stack([self._column(f"degraded_{m}", len(self), np.nan) for m in MODALITIES], axis=1)
 
-    @cached_property
-    def keys(self) -> list[str]:
-        return self._table.column("key").to_pylist()
+    @property
+    def nbytes(self) -> int:
+        """Memory that the columns take."""
+        return self._table.nbytes
 
-    @cached_property
-    def groups(self) -> list[str]:
-        return self._table.column("group").to_pylist()
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks that some clip of the shard has a label of."""
+        return [name.removeprefix("label_") for name in self._table.column_names if name.startswith("label_")]
 
-    @cached_property
-    def labels(self) -> dict[str, list[str | None]]:
-        """Task -> class name or None, a clip each."""
-        names = [name for name in self._table.column_names if name.startswith("label_")]
-        return {name.removeprefix("label_"): self._table.column(name).to_pylist() for name in names}
+    def key(self, row: int) -> str:
+        """Returns the name of one clip."""
+        return self._table.column("key")[row].as_py()
+
+    def group_name(self, row: int) -> str:
+        """Returns the name of the group of one clip."""
+        return self._table.column("group")[row].as_py()
+
+    def classes(self, task: str) -> set[str]:
+        """Returns the class names that occur."""
+        return set(self._table.column(f"label_{task}").drop_null().unique().to_pylist())
+
+    def label_ids(self, task: str, vocabulary: Sequence[str]) -> np.ndarray:
+        """Returns ``(clips,)`` int64 places in the vocabulary, -1 where there is no such label."""
+        if task not in self._ids:
+            ids = np.full(len(self), -1, np.int64)
+            if f"label_{task}" in self._table.column_names:
+                found = pc.index_in(self._table.column(f"label_{task}"), value_set=pa.array(vocabulary, pa.string()))
+                ids = found.fill_null(-1).to_numpy().astype(np.int64)
+            self._ids[task] = ids
+        return self._ids[task]
 
     def members(self, row: int) -> dict[str, tuple[int, int]]:
         """Returns suffix -> ``(offset, size)`` of one clip."""
         a, b = self._starts[row], self._starts[row + 1]
-        return {self._suffix[i]: (int(self._offset[i]), int(self._size[i])) for i in range(a, b)}
+        return {self._suffix[i].as_py(): (int(self._offset[i]), int(self._size[i])) for i in range(a, b)}
 
     def record(self, row: int) -> ClipRecord:
         """Returns one clip as it was written."""
         modalities = tuple(m for m, there in zip(MODALITIES, self.present[row]) if there)
         degraded = {m: float(x) for m, x in zip(MODALITIES, self.degraded[row]) if not np.isnan(x)}
-        labels = {task: names[row] for task, names in self.labels.items()}
+        labels = {task: self._table.column(f"label_{task}")[row].as_py() for task in self.tasks}
         return ClipRecord(
-            key=self.keys[row],
-            group=self.groups[row],
+            key=self.key(row),
+            group=self.group_name(row),
             modalities=modalities,
             members=self.members(row),
             labels={task: name for task, name in labels.items() if name is not None},

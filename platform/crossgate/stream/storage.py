@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -153,7 +154,7 @@ class Store:
             if self.local:
                 os.makedirs(self.url, exist_ok=True)
             folder = self.url if self.local else tempfile.gettempdir()
-            beside = os.path.join(folder, f".{name}{_PARTIAL}{os.getpid()}")
+            beside = os.path.join(folder, f".{name}{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
             try:
                 with open(beside, "w+b") as file:
                     yield file
@@ -253,4 +254,5 @@ def _explain(error: BaseException, where: str) -> UserError:
         return UserError("access denied", where=where, cure="check the credentials of your environment or profile")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError("no space left on the disk", where=where, cure="free some space and start again")
-    return UserError(f"storage failed ({type(error).__name__}: {error})", where=where, cure="check that it is reachable")
+    what = f"storage failed ({type(error).__name__}: {error})"
+    return UserError(what, where=where, cure="check that it is reachable")

@@ -1,0 +1,135 @@
+"""Fetched clips -> one `ClipBatch`, decoded straight into the batch's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossgate.batch import ClipBatch
+from crossgate.config import AugmentConfig, ClipConfig
+from crossgate.errors import UserError
+from crossgate.stream.index import Index
+from crossgate.stream.plan import Unit
+from crossgate.stream.reader import ClipReader, FetchedClip
+from crossgate.stream.schedule import clip_seed
+
+Decode = Callable[[Mapping[str, bytes], ClipConfig, AugmentConfig | None, int], dict[str, Tensor]]
+"""Members of a clip -> modality -> ``(T, C, H, W)``, present modalities only."""
+
+
+def default_decode() -> Decode:
+    """Returns `clips.tensors.clip_tensors`; video libraries are loaded only where clips are decoded."""
+    from crossgate.clips.tensors import clip_tensors
+
+    return clip_tensors
+
+
+@dataclass(frozen=True)
+class BadClip:
+    """A clip that could not be used, and why."""
+
+    clip: int
+    key: str
+    shard: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"clip {self.key!r} of {self.shard}: {self.reason}"
+
+
+@dataclass
+class Outcome:
+    """What a worker hands over: a batch with its account, or the error that stops the run."""
+
+    batch: ClipBatch | None = None
+    bytes: int = 0
+    bad: list[BadClip] = field(default_factory=list)
+    error: UserError | None = None
+
+    def pin_memory(self) -> Outcome:
+        """Returns it with the batch in page-locked memory."""
+        return Outcome(self.batch and self.batch.pin_memory(), self.bytes, self.bad, self.error)
+
+
+class Collator:
+    """Makes the batch of a unit. One a process, made on first use there.
+
+    Args:
+        index: where the clips are.
+        clip: shapes of the tensors.
+        augment: None for evaluation.
+        seed: of the run; a clip's own seed is a function of it, the clip's ordinal and the epoch.
+        decode: the codec.
+    """
+
+    def __init__(
+        self, index: Index, clip: ClipConfig, augment: AugmentConfig | None, seed: int, decode: Decode
+    ) -> None:
+        self.index, self.clip, self.augment, self.seed, self.decode = index, clip, augment, seed, decode
+        self.reader = ClipReader(index, clip.modalities)
+
+    def fetch(self, unit: Unit) -> tuple[list[FetchedClip], int]:
+        """Reads a unit's clips; returns them and how many bytes that took."""
+        before = self.reader.bytes
+        clips = self.reader.fetch(unit.shards, unit.rows)
+        return clips, self.reader.bytes - before
+
+    def collate(self, clips: list[FetchedClip], epoch: int, read: int = 0) -> Outcome:
+        """Decodes clips into one batch.
+
+        A clip that cannot be decoded keeps its row, with every modality absent and every label -1, so that all ranks
+        take the same steps with the same batch sizes; the outcome names it.
+        """
+        batch = self._empty(clips)
+        bad = []
+        for row, clip in enumerate(clips):
+            reason = clip.error or self._decode_into(batch, row, clip, epoch)
+            if reason:
+                bad.append(BadClip(clip.clip, clip.key, clip.shard, reason))
+                batch.present[row] = False
+                for stream in batch.streams.values():
+                    stream[row] = 0
+                for labels in batch.labels.values():
+                    labels[row] = -1
+        return Outcome(batch, read, bad)
+
+    def _empty(self, clips: list[FetchedClip]) -> ClipBatch:
+        size, names = len(clips), self.clip.modalities
+        return ClipBatch(
+            modalities=names,
+            streams={
+                name: torch.zeros((size, *self.clip.shape(name)), dtype=torch.uint8 if name == "rgb" else torch.float32)
+                for name in names
+            },
+            present=torch.zeros((size, len(names)), dtype=torch.bool),
+            group=torch.tensor([clip.group for clip in clips], dtype=torch.int64),
+            labels={
+                task: torch.tensor([clip.labels[task] for clip in clips], dtype=torch.int64)
+                for task in self.index.vocabularies
+            },
+            degraded=torch.from_numpy(np.stack([clip.degraded for clip in clips]).astype(np.float32)),
+            clip=torch.tensor([clip.clip for clip in clips], dtype=torch.int64),
+            keys=[clip.key for clip in clips],
+        )
+
+    def _decode_into(self, batch: ClipBatch, row: int, clip: FetchedClip, epoch: int) -> str:
+        """Fills a row; returns why that failed, or nothing."""
+        try:
+            seed = clip_seed(self.seed, clip.clip, epoch)
+            tensors = self.decode(clip.members or {}, self.clip, self.augment, seed)
+            for column, name in enumerate(batch.modalities):
+                if name in tensors:
+                    into = batch.streams[name][row]
+                    if tensors[name].shape != into.shape:
+                        return f"{name} decodes to {tuple(tensors[name].shape)}, expected {tuple(into.shape)}"
+                    into.copy_(tensors[name])
+                    batch.present[row, column] = True
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a broken file makes a codec do, it is this clip's fault alone
+            return f"{type(error).__name__}: {error}".replace("\n", " ")
+        return ""

@@ -1,0 +1,296 @@
+"""Batches for a trainer: exactly once, in an order that no number of ranks or workers changes, resumable anywhere."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from crossgate.batch import ClipBatch
+from crossgate.config import AugmentConfig, ClipConfig, DataConfig
+from crossgate.errors import UserError
+from crossgate.stream.collate import BadClip, Collator, Decode, Outcome, default_decode
+from crossgate.stream.index import Index
+from crossgate.stream.plan import EvaluationPlan, TrainingPlan, Unit
+
+STATE_VERSION = 1
+
+_log = logging.getLogger(__name__)
+
+
+class ClipLoader:
+    """Endless batches of one rank, from any point of any epoch.
+
+    Args:
+        index: of the shards.
+        splits: to read.
+        data: global batch, tail, clip, augmentation, workers.
+        seed: of schedule and augmentation.
+        rank, ranks: who reads.
+        micro_batch: clips in a batch handed over; the rank's whole share of a global batch if None.
+        decode: the codec (`clips.tensors.clip_tensors` if None).
+
+    Raises:
+        UserError: for splits or modalities that the index does not have, or a batch that cannot be shared out.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        splits: Iterable[str],
+        data: DataConfig,
+        *,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        micro_batch: int | None = None,
+        decode: Decode | None = None,
+    ) -> None:
+        selection = index.select(splits, data.clip.modalities)
+        self._parts = _parts(data.global_batch, ranks, micro_batch)
+        self._plan = TrainingPlan(
+            selection,
+            seed=seed,
+            global_batch=data.global_batch,
+            tail=data.tail,
+            rank=rank,
+            ranks=ranks,
+            parts=self._parts,
+        )
+        augment = data.augment if data.augment.enabled else None
+        self._dataset = _Units(index, self._plan, data.clip, augment, seed, decode)
+        self._data = data
+        self._account = _Account(data.max_bad_clips)
+        self._epoch = self._step = 0
+        self._identity = {
+            "digest": selection.digest,
+            "seed": seed,
+            "global_batch": data.global_batch,
+            "tail": data.tail,
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+        return self._plan.steps
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        first = (self._epoch * self._plan.steps + self._step) * self._parts
+        batches = _batches(self._dataset.starting_at(first), self._data, self._account)
+        for done, batch in enumerate(batches, start=1):
+            self._epoch, self._step = divmod((first + done) // self._parts, self._plan.steps)
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns where the trainer is: the next step it has not been handed, whatever was decoded ahead."""
+        return {"version": STATE_VERSION, "epoch": self._epoch, "step": self._step, **self._identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was taken, by any number of ranks and workers; the next ``iter`` starts there.
+
+        Raises:
+            UserError: when the state belongs to other clips, another seed, batch size or tail.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise UserError(f"loader state of version {state.get('version')}", expected=str(STATE_VERSION))
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise UserError(
+                    f"cannot resume: {name} was {state.get(name)!r} and is {value!r}",
+                    where="data",
+                    cure="resume with the settings and shards that the run began with, or start a new run",
+                )
+        self._epoch, self._step = int(state["epoch"]), int(state["step"])
+
+    def meters(self) -> dict[str, float]:
+        """Returns running totals of this rank: clips, bytes, bad clips, seconds that the trainer waited."""
+        return self._account.meters()
+
+    @property
+    def bad_clips(self) -> list[BadClip]:
+        """Clips that were skipped, each once."""
+        return list(self._account.bad.values())
+
+
+def sequential(
+    index: Index,
+    splits: Iterable[str],
+    data: DataConfig,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    ranks: int = 1,
+    limit: int | None = None,
+    decode: Decode | None = None,
+) -> Iterator[ClipBatch]:
+    """Yields every clip once, in the order of the index, without augmentation; the last batch may be short.
+
+    Args:
+        index: of the shards.
+        splits: to read.
+        data: clip, workers, limit of bad clips.
+        batch_size: clips a batch.
+        rank, ranks: the rank gets a contiguous slice; slices differ by at most one clip.
+        limit: take so many clips only, at equal distances.
+        decode: the codec (`clips.tensors.clip_tensors` if None).
+
+    Raises:
+        UserError: for splits or modalities that the index does not have.
+    """
+    selection = index.select(splits, data.clip.modalities)
+    plan = EvaluationPlan(selection, batch_size=batch_size, rank=rank, ranks=ranks, limit=limit)
+    units = _Units(index, plan, data.clip, None, 0, decode)
+    return _batches(units, data, _Account(data.max_bad_clips))
+
+
+class _Units(IterableDataset):
+    """Units ``start, start + 1, ...``; of W workers, worker w makes every W-th from ``start + w`` on."""
+
+    def __init__(
+        self,
+        index: Index,
+        plan: TrainingPlan | EvaluationPlan,
+        clip: ClipConfig,
+        augment: AugmentConfig | None,
+        seed: int,
+        decode: Decode | None,
+    ) -> None:
+        self.index, self.plan, self.start = index, plan, 0
+        self._collator = (clip, augment, seed, decode)
+
+    def starting_at(self, start: int) -> _Units:
+        """Sets the first unit."""
+        self.start = start
+        return self
+
+    def __iter__(self) -> Iterator[Outcome]:
+        worker = get_worker_info()
+        number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        clip, augment, seed, decode = self._collator
+        collator = Collator(self.index, clip, augment, seed, decode or default_decode())
+        units = self._units(self.start + number, stride)
+        try:
+            for unit, (clips, read) in _ahead(collator, units, not self.index.store.local):
+                yield collator.collate(clips, unit.epoch, read)
+        except UserError as error:  # as a value: DataLoader would rebuild it from the text of a stack trace
+            yield Outcome(error=error)
+
+    def _units(self, number: int, stride: int) -> Iterator[Unit]:
+        while True:
+            try:
+                yield self.plan[number]
+            except IndexError:
+                return
+            number += stride
+
+
+class _Account:
+    """What was read, what was bad, and when that is too much."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.clips, self.bytes, self.waited = limit, 0, 0, 0.0
+        self.bad: dict[int, BadClip] = {}
+
+    def add(self, outcome: Outcome, waited: float) -> ClipBatch:
+        """Books an outcome and returns its batch."""
+        self.waited += waited
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.batch is not None
+        self.clips += len(outcome.batch)
+        self.bytes += outcome.bytes
+        for bad in outcome.bad:
+            if bad.clip not in self.bad:
+                self.bad[bad.clip] = bad
+                _log.warning("skipped %s", bad)
+            if len(self.bad) > self.limit:
+                raise UserError(
+                    f"more than {self.limit} clips cannot be used; the last one is {bad}",
+                    where="data.max_bad_clips",
+                    cure="run crossgate check on the index, or raise the limit",
+                )
+        return outcome.batch
+
+    def meters(self) -> dict[str, float]:
+        return {
+            "data/clips": float(self.clips),
+            "data/read_bytes": float(self.bytes),
+            "data/bad_clips": float(len(self.bad)),
+            "data/wait_s": self.waited,
+        }
+
+
+def _batches(units: _Units, data: DataConfig, account: _Account) -> Iterator[ClipBatch]:
+    workers = data.loader_workers
+    loader = DataLoader(
+        units,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=workers,
+        prefetch_factor=data.prefetch if workers else None,
+        multiprocessing_context=_context() if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own, so that making an iterator does not advance the trainer's
+    )
+    outcomes = iter(loader)
+    while True:
+        before = time.perf_counter()
+        try:
+            outcome = next(outcomes)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a decoding process died ({error})",
+                where="data.loader_workers",
+                cure="it was probably killed for memory: use fewer workers or a smaller data.prefetch",
+            ) from error
+        yield account.add(outcome, time.perf_counter() - before)
+
+
+def _ahead(collator: Collator, units: Iterator[Unit], remote: bool) -> Iterator[tuple[Unit, tuple]]:
+    """Fetches units; from a remote store the next one travels while this one is decoded."""
+    if not remote:
+        yield from ((unit, collator.fetch(unit)) for unit in units)
+        return
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        waiting = None
+        for unit in units:
+            coming = (unit, pool.submit(collator.fetch, unit))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+def _context() -> Any:
+    """Worker processes come from a clean server process: forking this one would copy locks, threads and sockets."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["crossgate.stream.loader"])
+    return context
+
+
+def _as_is(outcome: Any) -> Any:
+    return outcome
+
+
+def _parts(global_batch: int, ranks: int, micro_batch: int | None) -> int:
+    if micro_batch is None:
+        return 1
+    parts, left = divmod(global_batch, ranks * micro_batch)
+    if left or not parts:
+        raise UserError(
+            f"a global batch of {global_batch} is no whole number of micro-batches of {micro_batch} on {ranks} ranks",
+            where="data.global_batch",
+            expected=f"a multiple of {ranks * micro_batch}",
+        )
+    return parts

@@ -1,0 +1,180 @@
+"""Reading clips out of shards: only the members that are needed, by range."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossgate.errors import UserError
+from crossgate.modality import MODALITIES, ordered
+from crossgate.stream.index import Index
+from crossgate.stream.sidecar import Sidecar
+
+MAX_CLIP_BYTES = 256 << 20
+"""A clip whose members are longer than this together is not read."""
+
+_SIDECAR_BYTES = 128 << 20
+_FILES = 128
+_GAP = 64 << 10
+
+
+@dataclass
+class FetchedClip:
+    """A clip as bytes, with what the index knows of it.
+
+    Attributes:
+        key, shard: its name and that of its shard.
+        clip: its ordinal in the index.
+        group: 63-bit hash.
+        labels: task -> class id or -1.
+        degraded: ``(M,)`` of the modalities asked for.
+        members: suffix -> bytes; None when `error` says why there are none.
+        error: empty, or why the clip cannot be used.
+    """
+
+    key: str
+    shard: str
+    clip: int
+    group: int
+    labels: dict[str, int]
+    degraded: np.ndarray
+    members: dict[str, bytes] | None = None
+    error: str = ""
+
+
+class ClipReader:
+    """Reads clips of one index, for one process.
+
+    Args:
+        index: where they are.
+        modalities: members of other modalities are not read.
+    """
+
+    def __init__(self, index: Index, modalities: Sequence[str]) -> None:
+        self.index = index
+        self.modalities = ordered(modalities)
+        self.bytes = 0
+        self._unread = MODALITIES.keys() - set(modalities)
+        self._columns = [list(MODALITIES).index(m) for m in self.modalities]
+        self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
+        self._sidecar_bytes = 0
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._checked: set[int] = set()
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", {}).values():
+            os.close(file)
+
+    def fetch(self, shards: np.ndarray, rows: np.ndarray) -> list[FetchedClip]:
+        """Returns clips, in the order asked for.
+
+        Args:
+            shards: ``(n,)`` numbers of shards in the index.
+            rows: ``(n,)`` numbers of clips in them.
+
+        Raises:
+            UserError: when a shard cannot be read, or is not the one that was indexed.
+        """
+        clips, ranges, owners = [], [], []
+        for shard, row in zip(shards.tolist(), rows.tolist()):
+            clip, members = self._describe(shard, row)
+            if sum(size for _, size in members.values()) > MAX_CLIP_BYTES:
+                clip.error = f"longer than {MAX_CLIP_BYTES >> 20} MiB"
+            else:
+                clip.members = {}
+                for start, end, parts in _runs(members):
+                    ranges.append((shard, start, end))
+                    owners.append((clip.members, start, parts))
+            clips.append(clip)
+        for (into, start, parts), data in zip(owners, self._read(ranges)):
+            into.update({suffix: data[o - start : o - start + size] for suffix, o, size in parts})
+        return clips
+
+    def sidecar(self, shard: int) -> Sidecar:
+        """Returns the columns of a shard, from the recently used ones or from the store."""
+        if shard in self._sidecars:
+            self._sidecars.move_to_end(shard)
+            return self._sidecars[shard]
+        sidecar = self.index.sidecar(shard)
+        if len(sidecar) != self.index.clips[shard]:
+            raise UserError(
+                f"the sidecar names {len(sidecar)} clips, the index {self.index.clips[shard]}",
+                where=self.index.store.path(self.index.names[shard]),
+                cure="pack or index the folder again",
+            )
+        self._sidecars[shard] = sidecar
+        self._sidecar_bytes += sidecar.nbytes
+        while self._sidecar_bytes > _SIDECAR_BYTES and len(self._sidecars) > 1:
+            self._sidecar_bytes -= self._sidecars.popitem(last=False)[1].nbytes
+        return sidecar
+
+    def _describe(self, shard: int, row: int) -> tuple[FetchedClip, dict[str, tuple[int, int]]]:
+        sidecar = self.sidecar(shard)
+        labels = {t: int(sidecar.label_ids(t, words)[row]) for t, words in self.index.vocabularies.items()}
+        clip = FetchedClip(
+            key=sidecar.key(row),
+            shard=self.index.names[shard],
+            clip=int(self.index.first[shard]) + row,
+            group=int(sidecar.group[row]),
+            labels=labels,
+            degraded=sidecar.degraded[row, self._columns],
+        )
+        members = sidecar.members(row)
+        return clip, {s: place for s, place in members.items() if s.split(".")[0] not in self._unread}
+
+    # ---- bytes ---------------------------------------------------------------------------------------------------
+
+    def _read(self, ranges: list[tuple[int, int, int]]) -> list[bytes]:
+        self.bytes += sum(end - start for _, start, end in ranges)
+        if self.index.store.local:
+            return [self._pread(*item) for item in ranges]
+        for shard in {shard for shard, _, _ in ranges} - self._checked:
+            self._compare(shard, self.index.store.size(self.index.names[shard]))
+            self._checked.add(shard)
+        return self.index.store.read_ranges([(self.index.names[s], start, end) for s, start, end in ranges])
+
+    def _pread(self, shard: int, start: int, end: int) -> bytes:
+        try:
+            data = os.pread(self._file(shard), end - start, start)
+        except OSError as error:
+            raise UserError(
+                f"cannot be read ({error.strerror})", where=self.index.store.path(self.index.names[shard])
+            ) from error
+        if len(data) != end - start:
+            self._compare(shard, start + len(data))
+        return data
+
+    def _file(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        file = os.open(self.index.store.path(self.index.names[shard]), os.O_RDONLY | os.O_CLOEXEC)
+        self._files[shard] = file
+        self._compare(shard, os.fstat(file).st_size)
+        if len(self._files) > _FILES:
+            os.close(self._files.popitem(last=False)[1])
+        return file
+
+    def _compare(self, shard: int, size: int) -> None:
+        if size != self.index.bytes[shard]:
+            raise UserError(
+                f"the shard changed since it was indexed: {size} bytes instead of {self.index.bytes[shard]}",
+                where=self.index.store.path(self.index.names[shard]),
+                cure="run crossgate check, then pack or index again",
+            )
+
+
+def _runs(members: dict[str, tuple[int, int]]) -> list[tuple[int, int, list[tuple[str, int, int]]]]:
+    """Joins members that lie close together: ``(start, end, [(suffix, offset, size)])``."""
+    runs: list[tuple[int, int, list[tuple[str, int, int]]]] = []
+    for suffix, (offset, size) in sorted(members.items(), key=lambda item: item[1]):
+        if runs and offset - runs[-1][1] <= _GAP:
+            start, end, parts = runs[-1]
+            runs[-1] = (start, max(end, offset + size), [*parts, (suffix, offset, size)])
+        else:
+            runs.append((offset, offset + size, [(suffix, offset, size)]))
+    return runs
