@@ -1,0 +1,329 @@
+"""Checkpoints that are whole or absent: written beside, described by a manifest, renamed.
+
+A run directory's `checkpoints/step-00000120/` holds
+
+- `state/`: what DeepSpeed writes, one part a rank;
+- `rank-00000.pt`: random states of each rank;
+- `weights.safetensors`: the whole task in fp32, in checkpoints that are the best so far;
+- `manifest.json`: written last; size and SHA-256 of every other file, and where the run stood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crossgate import __version__
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.recipe import dump_recipe, load_recipe, recipe_digest
+from crossgate.training.engine import full_weights
+from crossgate.training.world import World
+
+MANIFEST, WEIGHTS, STATE = "manifest.json", "weights.safetensors", "state"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says about itself."""
+
+    step: int
+    """Optimiser steps done."""
+    ranks: int
+    stage: int
+    recipe: str
+    """Digest of the settings that make the numbers."""
+    stream: dict[str, Any]
+    """State of the loader: which batch comes next."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Last validation."""
+    best_step: int = 0
+    """Step of the best validation so far (0: none yet)."""
+    best_value: float | None = None
+    code: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Relative path -> size and sha256."""
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.manifest.step
+
+
+class Damaged(Exception):
+    """A checkpoint that must not be used, and why."""
+
+
+# ---- the run directory -----------------------------------------------------------------------------------------
+
+
+def claim_run_dir(run_dir: Path, recipe: Recipe, world: World) -> None:
+    """Makes the run directory this recipe's, or refuses when it belongs to another one. Every rank calls it.
+
+    Raises:
+        UserError: when the directory holds a run with other settings.
+    """
+    stored = run_dir / "recipe.yaml"
+    mine = recipe_digest(recipe)
+    world.barrier()  # no rank looks while another still writes
+    if stored.exists() and recipe_digest(load_recipe(stored)) != mine:
+        raise _other_recipe(run_dir, recipe)
+    world.barrier()
+    if world.leads:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for leftover in (run_dir / "checkpoints").glob(".*-step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        _write_atomically(stored, dump_recipe(recipe))
+    world.barrier()
+
+
+def newest_whole(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Returns the newest checkpoint whose every byte is as written, and why each newer one was passed over."""
+    refused = []
+    for path in sorted((run_dir / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            return verify(path), refused
+        except Damaged as damage:
+            refused.append(f"{path.name}: {damage}")
+    return None, refused
+
+
+def verify(path: Path) -> Checkpoint:
+    """Returns the checkpoint after comparing every file with the manifest.
+
+    Raises:
+        Damaged: naming the first file that differs.
+    """
+    try:
+        manifest = Manifest(**json.loads((path / MANIFEST).read_text()))
+    except FileNotFoundError:
+        raise Damaged("no manifest, so it was never finished") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise Damaged(f"unreadable manifest ({error})") from None
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise Damaged(f"{name} is missing")
+        if file.stat().st_size != expected["size"]:
+            raise Damaged(f"{name} has {file.stat().st_size} bytes instead of {expected['size']}")
+        if _sha256(file) != expected["sha256"]:
+            raise Damaged(f"{name} has changed since it was written")
+    return Checkpoint(path, manifest)
+
+
+def damage_of(run_dir: Path, step: int) -> str | None:
+    """Returns what is wrong with the checkpoint of a step, or None when it is whole."""
+    try:
+        verify(_path(run_dir, step))
+    except Damaged as damage:
+        return str(damage)
+    return None
+
+
+def load_weights(run_dir: Path, step: int) -> dict[str, Tensor]:
+    """Returns the whole task's fp32 state at a step that was the best so far or the last.
+
+    Raises:
+        UserError: when it is not there.
+    """
+    path = _path(run_dir, step) / WEIGHTS
+    if not path.exists():
+        raise UserError("the best weights are gone", where=path, cure="delete the run's folder and start anew")
+    return load_file(path)
+
+
+def _path(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+# ---- save and restore ------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World, *, weights: bool) -> Path:
+    """Writes a checkpoint; it is visible under its name only when whole. Every rank calls it.
+
+    Args:
+        manifest: everything but `files` and `code`, which are filled in here.
+        weights: also write the whole fp32 task, for the model that evaluation and release read.
+    """
+    final = _path(run_dir, manifest.step)
+    partial = final.with_name(f".tmp-{final.name}")
+    if world.leads:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    world.barrier()
+    try:
+        engine.save_checkpoint(str(partial), tag=STATE, save_latest=False)
+        torch.save(_random_states(), partial / f"rank-{world.rank:05d}.pt")
+        if weights:
+            state = full_weights(engine, world)
+            if world.leads:
+                save_file(state, partial / WEIGHTS)
+    except OSError as error:
+        raise UserError(
+            f"cannot write a checkpoint ({error.strerror})", where=partial, cure="free some space"
+        ) from None
+    world.barrier()
+    files = _digests(partial, world)
+    if world.leads:
+        described = asdict(manifest) | {"files": files, "code": _code_version()}
+        _write_atomically(partial / MANIFEST, json.dumps(described, indent=1))
+        _replace_folder(partial, final)
+    world.barrier()
+    return final
+
+
+def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -> None:
+    """Puts weights, optimiser and random states back as they were.
+
+    Raises:
+        UserError: when the checkpoint was made by another recipe, ZeRO stage or number of ranks.
+    """
+    manifest = checkpoint.manifest
+    if manifest.recipe != recipe_digest(recipe):
+        raise _other_recipe(checkpoint.path.parents[1], recipe)
+    stage = engine.zero_optimization_stage()
+    if manifest.stage != stage:
+        raise UserError(
+            f"made with ZeRO stage {manifest.stage}, this run has {stage}",
+            where=checkpoint.path,
+            cure=f"set engine.zero_stage={manifest.stage} or another run.name",
+        )
+    if manifest.ranks != world.ranks and manifest.stage > 0:
+        raise UserError(
+            f"made by {manifest.ranks} ranks, this run has {world.ranks}",
+            where=checkpoint.path,
+            cure=f"set cluster.workers={manifest.ranks}, or start anew under another run.name",
+        )
+    engine.checkpoint_engine = _tensors_only(engine.checkpoint_engine)
+    engine.load_checkpoint(str(checkpoint.path), tag=STATE)
+    states = checkpoint.path / f"rank-{world.rank:05d}.pt"
+    if states.exists():
+        _set_random_states(torch.load(states, weights_only=True))
+
+
+def prune(run_dir: Path, keep: int, best_step: int) -> None:
+    """Deletes all but the `keep` newest checkpoints and the best one."""
+    paths = sorted((run_dir / "checkpoints").glob("step-*"))
+    for path in paths[:-keep]:
+        if path != _path(run_dir, best_step):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class random_states_kept:
+    """Context that leaves random states as they were, so that a look aside does not change the run."""
+
+    def __enter__(self) -> None:
+        self._states = _random_states()
+
+    def __exit__(self, *exception: object) -> None:
+        _set_random_states(self._states)
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------
+
+
+def _tensors_only(checkpoint_engine: Any) -> Any:
+    """Makes DeepSpeed read its files as tensors and three named records of its own, so that a file cannot run code."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    def load(path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    checkpoint_engine.load = load
+    return checkpoint_engine
+
+
+def _random_states() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": [version, list(internal), gauss],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+def _digests(folder: Path, world: World) -> dict[str, dict[str, Any]]:
+    """Returns size and digest of every file, the hashing shared out over the ranks."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    mine = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in files[world.rank :: world.ranks]
+    }
+    return {name: entry for part in world.gather(mine) for name, entry in part.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _replace_folder(partial: Path, final: Path) -> None:
+    """Renames into place; a damaged folder of that name, passed over at resume, makes way."""
+    if final.exists():
+        old = final.with_name(f".old-{final.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(final)
+
+
+def _code_version() -> dict[str, str]:
+    import deepspeed
+
+    return {"crossgate": __version__, "torch": torch.__version__, "deepspeed": deepspeed.__version__}
+
+
+def _other_recipe(run_dir: Path, recipe: Recipe) -> UserError:
+    return UserError(
+        f"run '{recipe.run.name}' was made with other settings",
+        where=run_dir,
+        expected="the recipe stored there (recipe.yaml)",
+        cure="set another run.name, or delete the folder to start anew",
+    )

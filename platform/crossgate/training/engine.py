@@ -1,0 +1,201 @@
+"""DeepSpeed from a recipe: sharding, precision, offload, clipping and accumulation around a task."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossgate import environment
+from crossgate.config import OptimConfig, Recipe
+from crossgate.errors import UserError
+from crossgate.training.world import World
+
+# Settings that the recipe owns: two places for one number would contradict each other.
+_OWNED = {
+    "train_batch_size": "data.global_batch",
+    "train_micro_batch_size_per_gpu": "data.global_batch and engine.accumulation",
+    "gradient_accumulation_steps": "engine.accumulation",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.warmup and optim.final_lr",
+}
+
+
+class Step(nn.Module):
+    """What the engine wraps: the task, under autocast when the weights are bf16.
+
+    Clips arrive as bytes and fp32; autocast meets bf16 weights half-way and keeps losses and norms in fp32.
+    """
+
+    def __init__(self, task: nn.Module, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.task = task
+        self._device, self._precision = device, precision
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.autocast():
+            return self.task(batch)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Returns the context in which the task computes; a fresh one each time."""
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
+
+
+def build_engine(task: nn.Module, recipe: Recipe, world: World) -> Any:
+    """Returns a DeepSpeed engine over a copy of the task.
+
+    The copy is sharded, cast and moved; the caller's task stays a plain module on its device. `engine(batch)` gives
+    ``(loss, report)``; `engine.backward(loss)` and `engine.step()` follow after each micro-batch.
+
+    Args:
+        task: a module with ``forward(batch)`` and ``parameter_groups(OptimConfig)``.
+
+    Raises:
+        UserError: for a DeepSpeed JSON that cannot be used, or a batch that the ranks cannot share evenly.
+        ValueError: for a parameter without dimensions.
+    """
+    deepspeed = _import_deepspeed(world)
+    settings = deepspeed_settings(recipe, world)
+    module = Step(copy.deepcopy(task), world.device, recipe.engine.precision)
+    for name, parameter in module.task.named_parameters():
+        if parameter.ndim == 0:
+            raise ValueError(f"parameter {name} has no dimension, which DeepSpeed cannot send: give it shape (1,)")
+    with _quiet():
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=_adamw(module.task, recipe, world),
+            config=settings,
+            dist_init_required=False,
+        )
+    return engine
+
+
+def deepspeed_settings(recipe: Recipe, world: World) -> dict[str, Any]:
+    """Returns DeepSpeed's configuration: what the recipe says, with the user's own JSON merged over it.
+
+    Raises:
+        UserError: as `build_engine`.
+    """
+    config = recipe.engine
+    share = world.ranks * config.accumulation
+    if recipe.data.global_batch % share:
+        raise UserError(
+            f"{recipe.data.global_batch} clips do not divide over {world.ranks} ranks x "
+            f"{config.accumulation} micro-batches",
+            where="data.global_batch",
+            expected=f"a multiple of {share}",
+        )
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
+    settings = {
+        "train_micro_batch_size_per_gpu": recipe.data.global_batch // share,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": recipe.optim.clip_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,
+    }
+    return _merged(settings, _user_settings(config.deepspeed)) if config.deepspeed else settings
+
+
+def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
+    """Returns the whole task's state as fp32 on the host of rank 0, and nothing elsewhere. Every rank must call it.
+
+    Weights come from the optimiser's fp32 masters where there are any, gathered from all ranks where sharded.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    state: dict[str, Tensor] = {}
+    for name, value in engine.module.task.state_dict(keep_vars=True).items():
+        whole = safe_get_full_fp32_param(value) if value.requires_grad else None
+        if whole is None:
+            whole = _gathered(value)
+        if world.leads:
+            whole = whole.detach()
+            state[name] = (whole.float() if whole.is_floating_point() else whole).cpu().clone().contiguous()
+    return state
+
+
+def _gathered(value: Tensor) -> Tensor:
+    """Returns a buffer or frozen weight whole; ZeRO-3 shards even what does not train."""
+    if not hasattr(value, "ds_id"):
+        return value
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([value]):
+        return value.detach().clone()
+
+
+def _adamw(task: nn.Module, recipe: Recipe, world: World) -> torch.optim.AdamW:
+    fused = world.device.type == "cuda" and recipe.engine.offload == "none"
+    optim: OptimConfig = recipe.optim
+    return torch.optim.AdamW(
+        task.parameter_groups(optim),
+        lr=optim.lr,
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
+        fused=fused or None,
+    )
+
+
+def _import_deepspeed(world: World) -> Any:
+    environment.calm_deepspeed(cpu=world.device.type == "cpu")
+    # DeepSpeed calls collectives that torch has renamed; the user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    with _quiet():
+        import deepspeed
+        import deepspeed.comm
+        import deepspeed.ops
+
+        if world.device.type == "cpu":
+            # Shared-memory collectives would be compiled for one to two minutes at the first start; gloo does as well.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed("nccl" if world.device.type == "cuda" else "gloo", verbose=False)
+    return deepspeed
+
+
+def _user_settings(path: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(
+            f"cannot be read ({error.strerror})", where=path, cure="check engine.deepspeed in the recipe"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})", where=path, cure="check engine.deepspeed in the recipe") from None
+    if not isinstance(settings, dict):
+        raise UserError("not a DeepSpeed configuration", where=path, expected="a JSON object")
+    for key in settings.keys() & _OWNED.keys():
+        raise UserError(f"'{key}' belongs to the recipe", where=path, cure=f"set {_OWNED[key]} instead")
+    return settings
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+class _quiet(warnings.catch_warnings):
+    """Hides the deprecation warnings that DeepSpeed's own use of torch raises."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")

@@ -1,0 +1,341 @@
+"""The one loop. It knows batches and losses, and neither modalities nor clusters."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.recipe import recipe_digest
+from crossgate.training.checkpoint import (
+    Checkpoint,
+    Manifest,
+    claim_run_dir,
+    damage_of,
+    load_weights,
+    newest_whole,
+    prune,
+    random_states_kept,
+    restore,
+    save_checkpoint,
+)
+from crossgate.training.engine import build_engine
+from crossgate.training.meters import Meters, peak_flops
+from crossgate.training.metrics import MetricsFile
+from crossgate.training.progress import ProgressLine
+from crossgate.training.schedule import LearningRates
+from crossgate.training.window import Window
+from crossgate.training.world import Flag, World
+
+Validate = Callable[[Any, int], dict[str, float]]
+
+
+class Loader(Protocol):
+    """What the loop asks of a loader: this rank's micro-batches, for ever, from where its state says."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def meters(self) -> dict[str, float]: ...
+
+
+class MetricSink(Protocol):
+    """What the loop asks of a tracker."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which validation metric decides what the best weights are."""
+
+    metric: str = "val/loss"
+    better: Literal["lower", "higher"] = "lower"
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """Returns the deciding value.
+
+        Raises:
+            UserError: when validation did not measure it.
+        """
+        if self.metric not in metrics:
+            raise UserError(
+                f"validation has no metric '{self.metric}'", expected=f"one of {', '.join(sorted(metrics))}"
+            )
+        return metrics[self.metric]
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Whether the value beats the best so far; NaN never does."""
+        if math.isnan(value):
+            return False
+        return best is None or (value < best if self.better == "lower" else value > best)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended. The task that was given to `fit` holds the best weights on the run's device."""
+
+    step: int
+    """Optimiser steps done."""
+    metrics: dict[str, float]
+    """Last validation."""
+    best_step: int
+    """Step whose weights are the best by validation (the last one without validation)."""
+    best_value: float | None
+    resumed_from: int
+    """Step that this start went on from (0: from the beginning)."""
+    model_dir: Path
+    """Where the model of the best weights is, if `save_model` was given."""
+
+
+class Preempted(SystemExit):
+    """The run was asked to stop and has saved; starting it again goes on."""
+
+
+def fit(
+    task: Any,
+    loader: Loader,
+    recipe: Recipe,
+    run_dir: Path,
+    world: World,
+    *,
+    tracker: MetricSink | None = None,
+    validate: Validate | None = None,
+    selection: Selection | None = None,
+    save_model: Callable[[Any, Path], object] | None = None,
+) -> FitResult:
+    """Trains to the recipe's last step, from the newest whole checkpoint if there is one. Every rank calls it.
+
+    Args:
+        task: module with ``forward(batch) -> (loss, report)`` and ``parameter_groups(optim)``; gets the best weights
+            at the end.
+        loader: yields this rank's micro-batches for ever.
+        run_dir: this run's directory, seen by all ranks.
+        tracker: gets logged metrics, on rank 0.
+        validate: ``(task, step) -> metrics``, called by every rank without gradient; rank 0's answer counts.
+        selection: what makes a validation the best (default: lower `val/loss`).
+        save_model: ``(task, directory)``, called by rank 0 with the best weights.
+
+    Raises:
+        UserError: for a run directory of another recipe, a loss that is not finite, a disk that is full.
+        Preempted: after SIGTERM, when everything is saved.
+    """
+    claim_run_dir(run_dir, recipe, world)
+    torch.manual_seed(recipe.run.seed + world.rank)  # each rank its own dropout; weights come from rank 0
+    run = _Run(task, loader, recipe, run_dir, world, tracker, validate, selection or Selection())
+    with run.line, _stop_request() as stop:
+        run.resume()
+        run.train(stop)
+        return run.finish(save_model)
+
+
+class _Run:
+    """A run in progress."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        loader: Loader,
+        recipe: Recipe,
+        run_dir: Path,
+        world: World,
+        tracker: MetricSink | None,
+        validate: Validate | None,
+        selection: Selection,
+    ) -> None:
+        self.task, self.loader, self.recipe, self.run_dir, self.world = task, loader, recipe, run_dir, world
+        self.tracker, self.validate, self.selection = tracker, validate, selection
+        training, epoch = recipe.training, loader.steps_per_epoch
+        self.total = training.steps or training.epochs * epoch
+        self.eval_every = training.eval_every or epoch
+        self.save_every = training.save_every or epoch
+        self.engine = build_engine(task, recipe, world)
+        self.rates = LearningRates(self.engine.optimizer, self.total, recipe.optim)
+        self.window = Window(world)
+        self.meters = Meters(recipe.data.global_batch, world.ranks, world.device, precision=recipe.engine.precision)
+        self.line = ProgressLine(recipe.run.name, self.total, enabled=world.leads)
+        self.step = self.resumed_from = self.saved_step = self.best_step = 0
+        self.best_value: float | None = None
+        self.metrics: dict[str, float] = {}
+        self.file: MetricsFile | None = None
+
+    # ---- start -------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Goes to the newest whole checkpoint and says which and why."""
+        checkpoint, refused = self.world.from_leader(newest_whole(self.run_dir) if self.world.leads else None)
+        for reason in refused:
+            self.line.say(f"passed over checkpoint {reason}")
+        if checkpoint:
+            self._go_to(checkpoint)
+            self._look_for_best()
+            where = "the run is complete" if self.step >= self.total else f"going on to step {self.total}"
+            self.line.say(f"resumed from {checkpoint.path}, the newest whole checkpoint; {where}")
+        else:
+            self.line.say(f"starting at step 0 of {self.total}: no whole checkpoint in {self.run_dir}")
+        if self.world.leads:
+            self.file = MetricsFile(self.run_dir, resume_step=self.step)
+
+    def _go_to(self, checkpoint: Checkpoint) -> None:
+        manifest = checkpoint.manifest
+        self.loader.load_state_dict(manifest.stream)
+        restore(self.engine, checkpoint, self.recipe, self.world)
+        self.step = self.resumed_from = self.saved_step = manifest.step
+        self.best_step, self.best_value, self.metrics = manifest.best_step, manifest.best_value, manifest.metrics
+
+    def _look_for_best(self) -> None:
+        """Forgets a best checkpoint that is no longer whole, rather than fail on it at the end."""
+        if self.best_step in (0, self.step):
+            return
+        damage = self.world.from_leader(damage_of(self.run_dir, self.best_step) if self.world.leads else None)
+        if damage:
+            self.line.say(f"forgot the best checkpoint so far, of step {self.best_step}: {damage}")
+            self.best_step, self.best_value = 0, None
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def train(self, stop: threading.Event) -> None:
+        """Steps to the end; validates, saves and logs on the way."""
+        if self.step >= self.total:
+            return
+        batches, asked_to_stop = iter(self.loader), Flag(self.world)
+        self.engine.train()
+        self.meters.start()
+        self._count_flops = peak_flops(self.world.device, self.recipe.engine.precision) is not None
+        while self.step < self.total:
+            self._train_step(batches)
+            last = self.step == self.total
+            if last or self.step % self.recipe.training.log_every == 0:
+                self._log()
+            if self.validate and (last or self.step % self.eval_every == 0):
+                self._validate()
+            if last or self.step % self.save_every == 0:
+                self._save()
+            if asked_to_stop(stop.is_set()) and not last:
+                self._save()
+                self.line.say(f"stopped at step {self.step} as asked; saved; start the run again to go on")
+                raise Preempted(143)
+
+    def _train_step(self, batches: Iterator[Any]) -> None:
+        self.step += 1
+        self.rate = self.rates.set(self.step)
+        for _ in range(self.recipe.engine.accumulation):
+            with self.meters.waiting():
+                batch = self._to_device(next(batches))
+            loss, report = self._forward(batch)
+            self.engine.backward(loss)
+            self.engine.step()
+            self.window.add(self.step, batch.keys, loss, report)
+        self.meters.step()
+
+    def _forward(self, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Runs the task; once a start also counts its FLOPs, where a peak to compare them with is known."""
+        if not self._count_flops:
+            return self.engine(batch)
+        self._count_flops = False
+        with FlopCounterMode(display=False) as counter:
+            output = self.engine(batch)
+        # A backward pass costs twice its forward pass.
+        self.meters.flops_per_step = 3.0 * counter.get_total_flops() * self.recipe.engine.accumulation
+        return output
+
+    def _to_device(self, batch: Any) -> Any:
+        return batch if self.world.device.type == "cpu" else batch.pin_memory().to(self.world.device)
+
+    # ---- once in a while ---------------------------------------------------------------------------------------
+
+    def _log(self) -> None:
+        metrics = self.window.read() | self.meters.read()
+        metrics["train/lr"] = self.rate
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None:
+            metrics["train/grad_norm"] = float(norm)
+        metrics |= {f"data/{name.removeprefix('data/')}": value for name, value in self.loader.meters().items()}
+        self.line.show(self.step, metrics, self.meters.eta_s(self.total - self.step))
+        self._record(metrics)
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        with self.meters.paused(), random_states_kept(), torch.no_grad(), self.engine.module.autocast():
+            self.window.settle()
+            self.engine.eval()
+            self.metrics = self.world.from_leader(self.validate(self.engine.module.task, self.step))
+            self.engine.train()
+        value = self.selection.value(self.metrics)
+        improved = self.selection.improves(value, self.best_value)
+        if improved:
+            self.best_step, self.best_value = self.step, value
+        self.line.say(f"step {self.step}: {self.selection.metric} {value:.4f}" + (" (best so far)" if improved else ""))
+        self._record(self.metrics)
+        if improved:
+            self._save()
+
+    def _save(self) -> None:
+        """Saves this step once, after making sure that no loss since the last look was other than finite."""
+        if self.saved_step == self.step:
+            return
+        with self.meters.paused():
+            self.window.settle()
+            best = self.step == (self.best_step or self.total)
+            manifest = Manifest(
+                step=self.step,
+                ranks=self.world.ranks,
+                stage=self.engine.zero_optimization_stage(),
+                recipe=recipe_digest(self.recipe),
+                stream=self.loader.state_dict(),
+                metrics=self.metrics,
+                best_step=self.best_step,
+                best_value=self.best_value,
+            )
+            save_checkpoint(self.engine, self.run_dir, manifest, self.world, weights=best)
+            if self.world.leads:
+                prune(self.run_dir, self.recipe.training.keep, self.best_step)
+        self.saved_step = self.step
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        if self.file:
+            self.file.write(self.step, metrics)
+        if self.tracker and self.world.leads:
+            self.tracker.log_metrics(metrics, self.step)
+
+    # ---- end ---------------------------------------------------------------------------------------------------
+
+    def finish(self, save_model: Callable[[Any, Path], object] | None) -> FitResult:
+        """Gives the caller's task the best weights and lets the engine go."""
+        best = self.best_step or self.step
+        self.world.barrier()
+        self.engine.destroy()
+        self.task.load_state_dict(load_weights(self.run_dir, best))
+        self.task.to(self.world.device)
+        model_dir = self.run_dir / "model"
+        if save_model and self.world.leads:
+            save_model(self.task, model_dir)
+        self.world.barrier()
+        return FitResult(self.step, self.metrics, best, self.best_value, self.resumed_from, model_dir)
+
+
+@contextmanager
+def _stop_request() -> Iterator[threading.Event]:
+    """Turns SIGTERM into an event, where this thread may (Ray's training threads may not)."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,143 @@
+"""Engine settings, meters, window and progress line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny_run import TinyTask, tiny_recipe
+
+from crossgate.errors import UserError
+from crossgate.training.engine import build_engine, deepspeed_settings
+from crossgate.training.meters import Meters, peak_flops
+from crossgate.training.progress import ProgressLine, describe, duration
+from crossgate.training.window import Window
+from crossgate.training.world import Flag, World, current_world
+
+CPU = torch.device("cpu")
+ALONE = World(0, 0, 1, CPU)
+
+
+def test_settings_follow_the_recipe_and_the_users_json_is_merged_over(tmp_path):
+    extra = tmp_path / "ds.json"
+    extra.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 1234}, "wall_clock_breakdown": True}))
+    engine = {"zero_stage": 3, "offload": "parameters", "accumulation": 2, "deepspeed": str(extra)}
+    settings = deepspeed_settings(tiny_recipe(tmp_path, "x", engine=engine), World(0, 0, 2, CPU))
+    assert settings["train_micro_batch_size_per_gpu"] == 4
+    assert settings["zero_optimization"]["stage"] == 3
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 1234
+    assert settings["zero_optimization"]["offload_param"] == {"device": "cpu"}
+    assert settings["wall_clock_breakdown"] is True
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "cannot be read"),
+        ("{", "not JSON"),
+        ("[]", "not a DeepSpeed configuration"),
+        ('{"train_batch_size": 8}', "'train_batch_size' belongs to the recipe; set data.global_batch"),
+        ('{"optimizer": {}}', "set optim instead"),
+    ],
+)
+def test_an_unusable_json_gets_one_line(tmp_path, content, complaint):
+    path = tmp_path / "ds.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=complaint) as caught:
+        deepspeed_settings(tiny_recipe(tmp_path, "x", engine={"deepspeed": str(path)}), ALONE)
+    assert "ds.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path):
+    with pytest.raises(UserError, match="multiple of 3"):
+        deepspeed_settings(tiny_recipe(tmp_path, "x"), World(0, 0, 3, CPU))
+
+
+def test_a_parameter_without_dimensions_is_named(tmp_path):
+    task = TinyTask()
+    task.temperature = torch.nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="temperature has no dimension"):
+        build_engine(task, tiny_recipe(tmp_path, "x"), current_world())
+
+
+def test_the_callers_task_stays_plain(tmp_path):
+    task = TinyTask()
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    engine = build_engine(task, tiny_recipe(tmp_path, "x", engine={"zero_stage": 3}), current_world())
+    engine.destroy()
+    assert all(torch.equal(before[name], value) for name, value in task.state_dict().items())
+
+
+def test_meters_leave_pauses_out_and_count_waiting(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("crossgate.training.meters.time.perf_counter", lambda: now[0])
+    meters = Meters(8, 2, CPU)
+    for wait, work in ((1.0, 3.0), (0.0, 4.0)):
+        with meters.waiting():
+            now[0] += wait
+        now[0] += work
+        meters.step()
+        with meters.paused():
+            now[0] += 100.0
+    metrics = meters.read()
+    assert metrics["throughput/clips_per_s"] == pytest.approx(2.0)
+    assert metrics["throughput/clips_per_s_per_rank"] == pytest.approx(1.0)
+    assert metrics["time/data_wait_pct"] == pytest.approx(12.5)
+    assert metrics["time/step_s_p50"] == pytest.approx(4.0)
+    assert metrics["memory/host_gib"] > 0
+    assert "throughput/mfu_pct" not in metrics
+    assert meters.eta_s(10) == pytest.approx(40.0)
+
+
+def test_mfu_is_against_the_dense_peak_and_only_where_it_is_known(monkeypatch):
+    assert peak_flops(CPU, "bf16") is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    cuda = torch.device("cuda")
+    assert peak_flops(cuda, "bf16") == 989e12
+    assert peak_flops(cuda, "fp32") is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    assert peak_flops(cuda, "bf16") == 756e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Someone's New Device")
+    assert peak_flops(cuda, "bf16") is None
+
+
+def test_the_line_says_everything_and_makes_nothing_up():
+    metrics = {
+        "train/loss": 1.5,
+        "throughput/clips_per_s": 20.0,
+        "time/data_wait_pct": 3.0,
+        "memory/host_gib": 1.25,
+    }
+    line = describe(5, 10, metrics, 61.0)
+    assert line == (
+        "step 5/10 (50 %) | loss 1.5000 | 20.0 clips/s | data-wait 3 % | MFU not measurable here | 1.25 GiB | ETA 1:01"
+    )
+    assert "MFU 41.0 %" in describe(5, 10, metrics | {"throughput/mfu_pct": 41.0}, 1.0)
+    assert duration(3723) == "1:02:03"
+    assert duration(float("nan")) == "?"
+
+
+def test_other_ranks_are_silent(capsys):
+    with ProgressLine("run", 10, enabled=False) as line:
+        line.say("hello")
+    assert capsys.readouterr().err == ""
+
+
+def test_window_averages_what_was_said_and_skips_nan():
+    window = Window(ALONE)
+    window.add(1, ["a"], torch.tensor(1.0), {"gate/rgb": torch.tensor(float("nan"))})
+    window.add(2, ["b"], torch.tensor(3.0), {"gate/rgb": torch.tensor(0.5)})
+    window.settle()
+    window.add(3, ["c"], torch.tensor([5.0]), {})
+    assert window.read() == {"train/loss": 3.0, "train/gate/rgb": 0.5}
+    window.add(4, ["d"], torch.tensor(1.0), {})
+    assert window.read() == {"train/loss": 1.0}
+
+
+def test_alone_a_flag_answers_at_once():
+    flag = Flag(ALONE)
+    assert not flag(False)
+    assert flag(True)

@@ -1,0 +1,198 @@
+"""Nothing lost: kills, half-written and damaged checkpoints, other recipes, SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from test_numbers import spawn
+from tiny_run import TinyTask, losses, run_fit, tiny_recipe
+
+from crossgate.errors import UserError
+from crossgate.training.checkpoint import newest_whole, prune
+from crossgate.training.loop import Selection
+from crossgate.training.metrics import MetricsFile, read_metrics
+
+DROPOUT = 0.2  # the curve depends on the random states, so they must come back
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A finished run: 12 steps, saved at 4, 8 and 12, validated at 6 and 12."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    run_fit(tiny_recipe(output, "run"), dropout=DROPOUT)
+    return output / "run"
+
+
+@pytest.fixture
+def copied(undisturbed, tmp_path) -> Path:
+    """A copy of the finished run to damage."""
+    shutil.copytree(undisturbed, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def steps(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_kill_then_resume_gives_the_undisturbed_curve(tmp_path, undisturbed):
+    case = {"output": str(tmp_path), "name": "run", "dropout": DROPOUT, "kill_at": 11}
+    assert spawn([case], tmp_path, 1)[0].returncode == -signal.SIGKILL
+    assert len(losses(tmp_path, "run")) == 10
+    result = run_fit(tiny_recipe(tmp_path, "run"), dropout=DROPOUT)
+    assert result.resumed_from == 8
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 13))  # no gap, no doubles
+    assert losses(tmp_path, "run") == losses(undisturbed.parent, "run")
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_other_stages_resume_exactly(tmp_path, stage):
+    straight = tiny_recipe(tmp_path, "straight", engine={"zero_stage": stage})
+    run_fit(straight, dropout=DROPOUT)
+    shutil.copytree(tmp_path / "straight", tmp_path / "again")
+    for step in (6, 12):
+        shutil.rmtree(tmp_path / "again" / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
+    result = run_fit(tiny_recipe(tmp_path, "again", engine={"zero_stage": stage}), dropout=DROPOUT)
+    assert result.resumed_from == 8
+    assert losses(tmp_path, "again") == losses(tmp_path, "straight")
+
+
+def test_sigterm_saves_on_both_ranks_and_resumes(tmp_path):
+    sections = {"engine": {"zero_stage": 2}}
+    stopped = {"output": str(tmp_path), "name": "run", "sections": sections, "dropout": DROPOUT, "term_at": 6}
+    for process in spawn([stopped], tmp_path, 2):
+        assert process.returncode == 143, process.stdout[-3000:]
+    checkpoint, _ = newest_whole(tmp_path / "run")
+    assert checkpoint.step == 7  # agreed at the step after, by the rank that got no signal too
+    cases = [stopped | {"term_at": None}, stopped | {"term_at": None, "name": "straight"}]
+    finished = spawn(cases, tmp_path, 2)
+    assert [process.returncode for process in finished] == [0, 0], finished[0].stdout[-3000:]
+    assert "resumed from" in finished[0].stdout
+    assert losses(tmp_path, "run") == losses(tmp_path, "straight")
+    with pytest.raises(UserError, match=r"made by 2 ranks, this run has 1.*cluster\.workers=2"):
+        run_fit(tiny_recipe(tmp_path, "run", **sections), dropout=DROPOUT)
+
+
+def test_a_finished_run_is_not_run_again(copied, capsys):
+    before = (copied / "metrics.jsonl").read_text()
+    result = run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)
+    assert (result.step, result.resumed_from) == (12, 12)
+    assert (copied / "metrics.jsonl").read_text() == before
+    assert "the run is complete" in capsys.readouterr().err
+    assert "val/accuracy" in result.metrics
+
+
+def test_a_half_written_checkpoint_is_ignored_and_cleared_away(copied):
+    shutil.move(copied / "checkpoints" / "step-00000012", copied / "checkpoints" / ".tmp-step-00000012")
+    (copied / "checkpoints" / "step-00000011").mkdir()  # a folder without a manifest
+    checkpoint, refused = newest_whole(copied)
+    assert checkpoint.step == 8
+    assert refused == ["step-00000011: no manifest, so it was never finished"]
+    run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)
+    assert not [name for name in steps(copied) if name.startswith(".")]
+
+
+def test_a_flipped_bit_is_found_and_the_one_before_used(copied, undisturbed, capsys):
+    victim = next((copied / "checkpoints" / "step-00000012" / "state").glob("*optim_states.pt"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    result = run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)
+    assert result.resumed_from == 8
+    said = capsys.readouterr().err
+    assert "passed over checkpoint step-00000012: state/" in said
+    assert "has changed since it was written" in said
+    assert losses(copied.parent, "run") == losses(undisturbed.parent, "run")
+    assert newest_whole(copied)[0].step == 12  # replaced by a good one
+
+
+@pytest.mark.parametrize("harm", ["truncate", "remove", "manifest"])
+def test_other_damage_is_named(copied, harm):
+    folder = copied / "checkpoints" / "step-00000012"
+    victim = folder / "rank-00000.pt"
+    if harm == "truncate":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif harm == "remove":
+        victim.unlink()
+    else:
+        (folder / "manifest.json").write_text('{"step": 12')
+    checkpoint, refused = newest_whole(copied)
+    assert checkpoint.step == 8
+    expected = {"truncate": "bytes instead of", "remove": "rank-00000.pt is missing", "manifest": "unreadable manifest"}
+    assert expected[harm] in refused[0]
+
+
+def test_code_in_a_checkpoint_does_not_run(copied, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "harmed",))
+
+    victim = copied / "checkpoints" / "step-00000012" / "state" / "mp_rank_00_model_states.pt"
+    torch.save({"module": Harm()}, victim)
+    manifest = json.loads((victim.parents[1] / "manifest.json").read_text())
+    del manifest["files"][f"state/{victim.name}"]  # someone who can forge the digests too
+    (victim.parents[1] / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Exception, match="[Ww]eights"):
+        run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_another_recipe_under_the_same_name_is_refused(copied):
+    other = tiny_recipe(copied.parent, "run", optim={"lr": 0.5})
+    with pytest.raises(UserError, match=r"run 'run' was made with other settings.*another run\.name"):
+        run_fit(other)
+    (copied / "recipe.yaml").unlink()  # the checkpoints know as well
+    with pytest.raises(UserError, match="other settings"):
+        run_fit(other)
+
+
+def test_best_weights_are_kept_and_given_back(undisturbed, copied):
+    lines = [line for line in read_metrics(undisturbed) if "val/accuracy" in line]
+    selection = Selection("val/accuracy", "higher")
+    best, best_step = None, 0
+    for line in lines:
+        if selection.improves(line["val/accuracy"], best):
+            best, best_step = line["val/accuracy"], line["step"]
+    assert f"step-{best_step:08d}" in steps(undisturbed)
+    task = TinyTask()
+    task.load_state_dict(torch.load(undisturbed / "model" / "w.pt", weights_only=True))
+    from tiny_run import validate
+
+    assert validate(task.eval(), 0)["val/accuracy"] == pytest.approx(best)
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for step in range(1, 8):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    prune(tmp_path, keep=2, best_step=3)
+    assert steps(tmp_path) == ["step-00000003", "step-00000006", "step-00000007"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_clips_named(tmp_path):
+    recipe = tiny_recipe(tmp_path, "nan", training={"log_every": 5})
+    with pytest.raises(UserError, match=r"clip-5-0, .*loss is not finite at step 6"):
+        run_fit(recipe, poison=6)
+    assert newest_whole(tmp_path / "nan")[0].step == 4  # nothing that the NaN has touched was saved
+
+
+def test_an_unmeasured_selection_metric_is_named():
+    with pytest.raises(UserError, match="no metric 'val/map'.*val/accuracy"):
+        Selection("val/map", "higher").value({"val/accuracy": 0.5})
+
+
+def test_metrics_file_drops_what_comes_after_the_checkpoint(tmp_path):
+    file = MetricsFile(tmp_path, resume_step=0)
+    for step in range(1, 6):
+        file.write(step, {"train/loss": 1.0 / step, "gate/entropy": float("nan")})
+    with (tmp_path / "metrics.jsonl").open("a") as torn:
+        torn.write('{"step": 6, "train/lo')
+    MetricsFile(tmp_path, resume_step=3).write(4, {"train/loss": 7.0})
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["train/loss"] == 7.0
+    assert lines[0]["gate/entropy"] is None
