@@ -151,6 +151,30 @@ class Index:
         """``(shards,)`` ordinal of each shard's first clip."""
         return np.cumsum(self.clips) - self.clips
 
+    def summary(self) -> str:
+        """Returns what is here in a few lines for a person."""
+        splits = ", ".join(f"{name} {info.clips} in {info.groups} groups" for name, info in self.splits.items())
+        modalities = ", ".join(f"{name} {clips}" for name, clips in self.modalities.items() if clips)
+        labels = ", ".join(f"{task} ({len(classes)} classes)" for task, classes in self.vocabularies.items())
+        return "\n".join(
+            [
+                f"{int(self.clips.sum())} clips in {len(self.names)} shards, {self.bytes.sum() / 1e6:.1f} MB: {self.store.url}",
+                f"  splits      {splits}",
+                f"  modalities  {modalities}",
+                f"  labels      {labels or 'none'}",
+            ]
+        )
+
+    def class_counts(self, splits: Iterable[str]) -> dict[str, list[int]]:
+        """Returns task -> clips of each class in the splits; reads every sidecar of them, one at a time."""
+        counts = {task: np.zeros(len(classes), np.int64) for task, classes in self.vocabularies.items()}
+        for shard in self.select(splits).shards.tolist():
+            sidecar = self.sidecar(shard)
+            for task, classes in self.vocabularies.items():
+                ids = sidecar.label_ids(task, classes)
+                counts[task] += np.bincount(ids[ids >= 0], minlength=len(classes))
+        return {task: found.tolist() for task, found in counts.items()}
+
     def sidecar(self, shard: int) -> Sidecar:
         """Reads the clips of a shard (not kept: `reader.ClipReader` keeps the recent ones)."""
         return Sidecar.load(self.home, self.names[shard])

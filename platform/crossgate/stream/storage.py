@@ -26,6 +26,7 @@ DEADLINE = 60.0
 
 _SCHEMES = ("file", "s3", "http", "https")
 _PARTIAL = ".partial-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _REMOTE_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3")
 
@@ -61,7 +62,8 @@ class Store:
     def fs(self) -> Any:
         """The fsspec file system, opened on first use in each process."""
         if self._fs is None:
-            self._fs = fsspec.filesystem(self.url.split("://", 1)[0] if not self.local else "file")
+            scheme = "file" if self.local else self.url.split("://", 1)[0]
+            self._fs = fsspec.filesystem(scheme, use_listings_cache=False)  # others write there too
         return self._fs
 
     def path(self, name: str) -> str:
@@ -133,8 +135,6 @@ class Store:
 
     def list(self, suffix: str = "") -> list[str]:
         """Returns the sorted names of the folder's own files, hidden ones left out."""
-        if not self.local:
-            self.fs.invalidate_cache()
         with self._explained(""):
             if self.local:
                 names = [entry.name for entry in os.scandir(self.url) if entry.is_file()]
@@ -150,23 +150,28 @@ class Store:
         """Gives a local file to write; leaving the block makes it appear under its name, whole, or not at all."""
         if self.url.startswith("http"):
             raise UserError("http stores are read only", where=self.path(name), cure="write to a path or s3:// URL")
+        folder = self.url if self.local else tempfile.gettempdir()
+        beside = os.path.join(folder, f".{name}{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
         with self._explained(name):
+            os.makedirs(folder, exist_ok=True)
+            file = open(beside, "w+b")
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             if self.local:
-                os.makedirs(self.url, exist_ok=True)
-            folder = self.url if self.local else tempfile.gettempdir()
-            beside = os.path.join(folder, f".{name}{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
-            try:
-                with open(beside, "w+b") as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                if self.local:
+                with self._explained(name):
                     os.replace(beside, self.path(name))
-                else:  # a remote object appears only when its upload is complete
-                    self._retried(name, lambda: self.fs.put_file(beside, self.path(name)))
-            finally:
-                if os.path.exists(beside):
-                    os.unlink(beside)
+            else:  # a remote object appears only when its upload is complete
+                self._retried(name, lambda: self.fs.put_file(beside, self.path(name)))
+        except OSError as error:  # others come from the block and are not about this file
+            if error.errno in _FULL:
+                raise _explain(error, self.path(name)) from error
+            raise
+        finally:
+            if os.path.exists(beside):
+                os.unlink(beside)
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Writes a file atomically, from bytes or from a local file."""
@@ -241,7 +246,7 @@ def _remote(error: BaseException) -> bool:
 def _transient(error: BaseException) -> bool:
     if "Credential" in type(error).__name__ or "ProfileNotFound" in type(error).__name__:
         return False
-    if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _FULL):
         return False
     return isinstance(error, OSError) or _remote(error)
 
@@ -252,7 +257,7 @@ def _explain(error: BaseException, where: str) -> UserError:
         return UserError("no such file or bucket", where=where, cure="check the URL")
     if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
         return UserError("access denied", where=where, cure="check the credentials of your environment or profile")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _FULL:
         return UserError("no space left on the disk", where=where, cure="free some space and start again")
     what = f"storage failed ({type(error).__name__}: {error})"
     return UserError(what, where=where, cure="check that it is reachable")
