@@ -1,0 +1,1 @@
+"""Losses as plain functions of tensors, equal on any number of ranks."""

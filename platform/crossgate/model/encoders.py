@@ -1,0 +1,51 @@
+"""The encoder: one timm backbone for one modality, from a stream of frames to one feature."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from crossgate.config import EncoderConfig
+from crossgate.modality import MODALITIES
+from crossgate.model.backbones import build_backbone
+from crossgate.model.temporal import build_temporal
+
+
+class Encoder(nn.Module):
+    """Maps ``(B, T, C, H, W)`` in the modality's unit, of any dtype, to ``(B, D)``.
+
+    Standardises, folds the frames into the batch, runs the backbone, projects to D, pools over time, normalises.
+    Clips do not influence one another: there are no batch statistics anywhere.
+
+    Args:
+        modality: a name in `modality.MODALITIES`.
+        config: backbone and temporal pooling.
+        shape: ``(T, C, H, W)`` of one clip.
+        dim: D.
+
+    Raises:
+        UserError: see `backbones.build_backbone`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, modality: str, config: EncoderConfig, shape: tuple[int, int, int, int], dim: int) -> None:
+        super().__init__()
+        entry = MODALITIES[modality]
+        frames, channels, height, width = shape
+        self.register_buffer("mean", torch.tensor(entry.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(entry.std).view(-1, 1, 1))
+        self.backbone, features = build_backbone(modality, config, (channels, height, width))
+        self.project = nn.Linear(features, dim)
+        self.temporal = build_temporal(config.temporal, dim, frames)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        batch, frames = stream.shape[:2]
+        pictures = stream.flatten(0, 1)  # (B * T, C, H, W)
+        pictures = pictures.to(torch.promote_types(self.mean.dtype, torch.float32))
+        pictures = (pictures - self.mean) / self.std
+        pictures = pictures.to(self.project.weight.dtype).contiguous(memory_format=torch.channels_last)
+        features = self.project(self.backbone(pictures))  # (B * T, D)
+        return self.norm(self.temporal(features.unflatten(0, (batch, frames))))

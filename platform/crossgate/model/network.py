@@ -1,0 +1,109 @@
+"""The network: one encoder per modality, then the fusion. Absent modalities end here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crossgate.config import ClipConfig, ModelConfig
+from crossgate.model.encoders import Encoder
+from crossgate.model.fusion import FusionInput, FusionOutput, build_fusion
+
+
+@dataclass
+class NetworkOutput:
+    """What the network says about B clips.
+
+    Attributes:
+        features: ``(B, M, D)``, zeros for absent modalities.
+        present: ``(B, M)`` bool, the clip's own.
+        fused: ``(B, D)``, or None for a fusion that mixes logits.
+        weights: ``(B, M)`` or None, as `FusionOutput.weights`.
+    """
+
+    features: Tensor
+    present: Tensor
+    fused: Tensor | None
+    weights: Tensor | None
+
+
+class MultimodalNetwork(nn.Module):
+    """Encoders and fusion.
+
+    Args:
+        config: encoders, D and the fusion.
+        clip: modalities and tensor shapes.
+        classes: number of classes where there are some, for fusions that mix logits.
+
+    Raises:
+        UserError: see `backbones.build_backbone` and `fusion.build_fusion`.
+    """
+
+    def __init__(self, config: ModelConfig, clip: ClipConfig, classes: int | None = None) -> None:
+        super().__init__()
+        self.config, self.clip, self.modalities = config, clip, clip.modalities
+        self.encoders = nn.ModuleDict(
+            {name: Encoder(name, config.encoder(name), clip.shape(name), config.dim) for name in clip.modalities}
+        )
+        self.fusion = build_fusion(config.fusion, len(clip.modalities), config.dim, classes)
+        self.frozen = False
+
+    def freeze_encoders(self) -> None:
+        """Stops the encoders' training for good: no gradient, evaluation mode. Fusion and heads still train."""
+        self.encoders.requires_grad_(False)
+        self.frozen = True
+        self.encoders.eval()
+
+    def train(self, mode: bool = True) -> MultimodalNetwork:
+        super().train(mode)
+        if self.frozen:
+            self.encoders.eval()
+        return self
+
+    def encode(self, streams: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Returns features ``(B, M, D)``: zeros, and no gradient, where a modality is absent.
+
+        Every encoder runs, whatever is present, so that all ranks take part in the same collectives. What the
+        streams hold in absent rows is never looked at.
+        """
+        features = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            for m, name in enumerate(self.modalities):
+                here = present[:, m]
+                stream = streams[name]
+                stream = stream.masked_fill(~here.view(-1, *[1] * (stream.ndim - 1)), 0)
+                features.append(self.encoders[name](stream).masked_fill(~here.unsqueeze(-1), 0))
+        return torch.stack(features, dim=1)  # (B, M, D)
+
+    def hide(self, present: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Returns `present` after modality dropout: while training, each present modality is hidden with the
+        recipe's probability, but one is always kept.
+
+        Args:
+            present: ``(B, M)`` bool.
+            draws: ``(B, M)`` uniform in 0..1; random if None.
+        """
+        rate = self.config.fusion.modality_dropout
+        if not self.training or rate == 0:
+            return present
+        if draws is None:
+            draws = torch.rand(present.shape, device=present.device)
+        draws = draws.masked_fill(~present, -1.0)
+        best = nn.functional.one_hot(draws.argmax(dim=1), present.shape[1]).bool()
+        return present & ((draws >= rate) | best)
+
+    def fuse(self, features: Tensor, present: Tensor, logits: Tensor | None = None) -> FusionOutput:
+        """Fuses ``(B, M, D)`` features, and ``(B, M, K)`` logits where the fusion needs them."""
+        absent = ~present.unsqueeze(-1)
+        if logits is not None:
+            logits = logits.masked_fill(absent, 0)
+        return self.fusion(FusionInput(features.masked_fill(absent, 0), present, logits))
+
+    def forward(self, streams: Mapping[str, Tensor], present: Tensor, draws: Tensor | None = None) -> NetworkOutput:
+        """Encodes and fuses (fusions that mix logits need `fuse` with logits instead)."""
+        features = self.encode(streams, present)
+        output = self.fuse(features, self.hide(present, draws))
+        return NetworkOutput(features, present, output.embedding, output.weights)

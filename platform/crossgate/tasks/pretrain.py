@@ -1,0 +1,92 @@
+"""Contrastive pretraining: all pairs of modalities, and each modality against the fusion of the others."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from crossgate.batch import ClipBatch
+from crossgate.config import Recipe
+from crossgate.model.contrastive import ContrastiveModel, ContrastiveOutput
+from crossgate.model.network import MultimodalNetwork
+from crossgate.objectives.infonce import Contrast, Views, infonce
+from crossgate.tasks.task import Prediction, Report, Task, gate_measures, global_means
+
+
+class PretrainTask(Task):
+    """Cross-modal InfoNCE; the fused contrast trains gate and fusion.
+
+    Args:
+        recipe: `model`, `data.clip`, `pretrain`, `run.seed`.
+
+    Raises:
+        UserError: for a backbone or fusion that cannot be used.
+    """
+
+    model: ContrastiveModel
+
+    def __init__(self, recipe: Recipe) -> None:
+        config = recipe.pretrain
+        network = MultimodalNetwork(recipe.model, recipe.data.clip)
+        super().__init__(recipe, ContrastiveModel(network, config.temperature, config.learn_temperature))
+        self.fused_weight, self.exclude_group = config.fused_weight, config.exclude_group
+        count = len(self.modalities)
+        self.pairs = list(combinations(range(count), 2))
+        self.fused_pairs = [(m, count + m) for m in range(count)]  # views: M modalities, then their M targets
+
+    def forward(self, batch: ClipBatch) -> tuple[Tensor, Report]:
+        output = self.model(batch.streams, batch.present, self.draws(batch))
+        views = Views(
+            embeddings=torch.cat([output.embeddings, output.targets], dim=1),  # (B, 2M, E)
+            present=torch.cat([output.present, output.target_present], dim=1),
+            group=batch.group if self.exclude_group else batch.clip,  # a clip drawn twice is no negative either way
+        )
+        everywhere = views.gathered()
+        pairs = infonce(views, everywhere, self.pairs, output.scale)
+        fused = infonce(views, everywhere, self.fused_pairs, output.scale)
+        loss = pairs.loss + self.fused_weight * fused.loss
+        return loss, self._report(loss, pairs, fused, output, everywhere)
+
+    def _report(
+        self, loss: Tensor, pairs: Contrast, fused: Contrast, output: ContrastiveOutput, everywhere: Views
+    ) -> Report:
+        names = self.modalities
+        report = {
+            "loss/total": loss.detach(),
+            "loss/contrast": pairs.loss.detach(),
+            "loss/fused": fused.loss.detach(),
+            "contrast/top1": pairs.top1,
+            "contrast/fused_top1": fused.top1,
+            "contrast/logit_scale": output.scale.detach(),
+        }
+        for (a, b), value in zip(self.pairs, pairs.pair_losses):
+            report[f"loss/pair_{names[a]}_{names[b]}"] = value
+        for name, value in zip(names, fused.pair_losses):
+            report[f"loss/fused_{name}"] = value
+        for m, name in enumerate(names):
+            report[f"embedding/std_{name}"] = spread(everywhere.embeddings[:, m], everywhere.present[:, m])
+        return report | global_means(gate_measures(names, output.weights, output.present))
+
+    def _predict(self, batch: ClipBatch) -> Prediction:
+        output = self.model(batch.streams, batch.present)
+        return Prediction(
+            features=output.features,
+            present=output.present,
+            fused=output.fused,
+            weights=output.weights,
+            embeddings=output.embeddings,
+            fused_embedding=output.fused_embedding,
+        )
+
+
+def spread(embeddings: Tensor, present: Tensor) -> Tensor:
+    """Returns how far unit vectors ``(N, E)`` spread: 1 for all directions alike, 0 when they have collapsed.
+
+    The root of the total variance over the present rows; NaN without any.
+    """
+    embeddings = embeddings.detach().float()
+    share = present.float() / present.sum()
+    mean = (embeddings.masked_fill(~present.unsqueeze(1), 0) * share.unsqueeze(1)).sum(0)  # (E,)
+    return (1 - mean.square().sum()).clamp(min=0).sqrt()
