@@ -16,7 +16,7 @@ from crossgate.evaluation.intervals import Bootstrap, Interval
 from crossgate.evaluation.predictions import Predictions
 from crossgate.evaluation.report import Section
 from crossgate.evaluation.results import metric_name
-from crossgate.evaluation.tables import Table, bounds, number, percent
+from crossgate.evaluation.tables import Table, bounds, number, percent, verdict
 
 NAMES = {
     "accuracy": "accuracy",
@@ -33,6 +33,14 @@ NAMES = {
     "nll": "negative log-likelihood (nats)",
     "ece": "expected calibration error",
 }
+
+_WORTH = [
+    "The baseline to beat is the plain average of the single modalities' probabilities, not one modality alone. Single "
+    "modalities are this model's own unimodal heads; fixed weights were chosen on validation.",
+    "Controls: the gate's weights applied to the single heads; the same weights, each clip getting another clip's "
+    "(shuffled gate); a model that sees nothing but which modalities are there (mask only); and, for accuracy, an "
+    "upper bound that is right wherever any single head is (oracle).",
+]
 
 
 @dataclass
@@ -163,12 +171,11 @@ def _result(
     probabilities, labels = classification.softmax(test.logits), test.labels[task]
     index = comparison.positive_class(classes, positive)
     bar = max(chance.values())
-    verdict = "excludes" if scores["accuracy"].excludes(bar) else "does not exclude"
     done.summary = (
         f"On {len(test)} test clips of {bootstrap.groups} groups, the {task} classifier is right on "
         f"{percent(scores['accuracy'].value)} of the clips (95 % interval {bounds(scores['accuracy'])}). Always "
         f"answering the commonest class gives {percent(chance['majority'])}, guessing {percent(chance['uniform'])}: "
-        f"the interval {verdict} chance."
+        f"{verdict(scores['accuracy'], bar)}."
     )
     text = ["Intervals resample whole groups, so that clips of one video count as one witness."]
     predicted = probabilities.argmax(axis=1)
@@ -220,6 +227,8 @@ def _result(
 
 
 def _cells(name: str, one: Interval) -> list[str]:
+    if name == "ece":
+        return [percent(one.value), ""]  # resampling biases it upwards
     if name == "nll":
         return [number(one.value), bounds(one, as_percent=False)]
     return [percent(one.value), bounds(one)]
@@ -243,34 +252,27 @@ def _comparison(
     entries.append(comparison.Entry("this model", "gate", classification.softmax(test.logits)))
     entries += comparison.controls(test, task, len(classes), fitted, seed)
     index = comparison.positive_class(classes, positive)
-    metric = "accuracy" if index is None else "average_precision"
-    rows = comparison.compare(entries, test.labels[task], bootstrap, metric, index)
-    for row in rows:
-        stem = metric_name("test/compare", row.name.split(":")[0]).replace("test_compare", "test/compare")
-        done.put(f"{stem}/{metric}", row.score)
-        if row.difference is not None:
-            done.put(f"{stem}/{metric}_gain", row.difference)
-    reference = next(row.score for row in rows if row.name == comparison.REFERENCE)
-    figure = figures.forest(comparison.forest_points(rows), comparison.TITLES[metric], reference=reference)
-    title = comparison.TITLES[metric]
+    tables, drawn = [], None
+    for metric in ("accuracy",) if index is None else ("average_precision", "accuracy"):
+        fair = [e for e in entries if e.name != "oracle" or metric == "accuracy"]  # its scores know the truth
+        rows = comparison.compare(fair, test.labels[task], bootstrap, metric, index)
+        for row in rows:
+            stem = metric_name("test", "compare", row.name, metric)
+            done.put(stem, row.score)
+            if row.difference is not None:
+                done.put(f"{stem}_gain", row.difference)
+        title = comparison.TITLES[metric]
+        caption = f"{title[0].upper()}{title[1:]} on the test clips; differences are paired by clip."
+        tables.append(comparison.table(rows, metric, caption))
+        if drawn is None:
+            reference = next(row.score for row in rows if row.name == comparison.REFERENCE)
+            drawn = figures.forest(comparison.forest_points(rows), title, reference=reference)
+    assert drawn is not None
     done.add(
-        Section(
-            "Is the gate worth it?",
-            [
-                "The baseline to beat is the plain average of the single modalities' probabilities, not one modality "
-                "alone. Single modalities are this model's own unimodal heads. Controls: the gate's weights applied "
-                "to those heads, the same weights dealt to other clips, a model that only sees which modalities are "
-                "there, and the oracle that knows which head is right."
-            ],
-            [
-                comparison.table(
-                    rows, metric, f"{title[0].upper()}{title[1:]} on the test clips; differences are paired by clip."
-                )
-            ],
-        ),
+        Section("Is the gate worth it?", _WORTH, tables),
         (
             f"{task}_comparison",
-            figure,
+            drawn,
             "Dots are test scores, lines their 95 % intervals, the grey band the interval of the uniform mean; "
             "the paired differences in the table are sharper than overlapping intervals suggest.",
         ),
@@ -306,9 +308,9 @@ def _gate(done: Evaluation, test: Predictions, task: str, classes: Sequence[str]
     text = [
         f"Entropy of the weights relative to uniform is {number(report.entropy.value, 2)} (1: all alike, 0: one "
         f"modality alone); in {percent(report.collapse.value)} of the clips one modality takes more than "
-        f"{gates.COLLAPSED:.0%} of the weight."
+        f"{percent(gates.COLLAPSED, 0)} of the weight."
     ]
-    columns = ["modality", "mean weight", "95 % interval", "correlation with severity", "with being right"]
+    columns = ["modality", "mean weight", "95 % interval", "correlation with severity", "correlation with being right"]
     caption = (
         "A gate that works has a negative correlation with the severity of degradation of its modality, and a "
         "positive one with that modality's own head being right."

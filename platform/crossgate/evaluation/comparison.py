@@ -37,6 +37,7 @@ class Entry:
     name: str
     kind: Kind
     probabilities: Array
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ComparisonRow:
     kind: Kind
     score: Interval
     difference: Difference | None
+    note: str = ""
 
 
 def compare(
@@ -79,6 +81,7 @@ def compare(
             entry.kind,
             bootstrap.interval(statistics[entry.name]),
             None if entry.name == reference else bootstrap.difference(statistics[entry.name], statistics[reference]),
+            entry.note,
         )
         for entry in entries
     ]
@@ -128,8 +131,8 @@ def baselines(val: Predictions, test: Predictions, task: str, classes: int) -> l
         if len(val):
             fixed, _ = gates.fixed_weights(val.unimodal_logits, val.present, labels)
             shared = gates.shares(np.tile(fixed, (len(test), 1)), test.present)
-            name = "fixed weights " + ":".join(f"{w:.1f}" for w in fixed)
-            found.append(Entry(name, "average", gates.mix_probabilities(shared, seen)))
+            note = " ".join(f"{w:.1f}" for w in fixed)
+            found.append(Entry("fixed weights", "average", gates.mix_probabilities(shared, seen), note))
     return found
 
 
@@ -146,13 +149,13 @@ def controls(test: Predictions, task: str, classes: int, train: Predictions, see
         shared = gates.shares(test.weights, test.present)
         mixed = gates.mix_probabilities(shared, test.unimodal_logits)
         mismatched = gates.shuffled(test.weights, test.unimodal_logits, test.present, seed)
-        found.append(Entry("gate's weights on the single heads", "control", mixed))
-        found.append(Entry("the same weights, shuffled over clips", "control", mismatched))
+        found.append(Entry("gate on single heads", "control", mixed))
+        found.append(Entry("shuffled gate", "control", mismatched))
     masked = gates.mask_only(train.present, train.labels[task], test.present, classes)
-    found.append(Entry("mask only: which modalities are there", "control", masked))
+    found.append(Entry("mask only", "control", masked))
     if test.unimodal_logits is not None:
         best = gates.oracle(test.unimodal_logits, test.present, test.labels[task])
-        found.append(Entry("oracle: any single head is right", "control", best))
+        found.append(Entry("oracle", "control", best))
     return found
 
 
@@ -206,11 +209,11 @@ def positive_class(classes: Sequence[str], positive: str) -> int | None:
 def table(rows: Sequence[ComparisonRow], metric: str = "accuracy", caption: str = "") -> Table:
     """The comparison as a table of strings."""
     title = TITLES.get(metric, metric)
-    columns = ["model", "what", title, "95 % interval", "difference to the uniform mean, points", "p"]
+    columns = ["model", "what", title, "95 % interval", "points over the uniform mean", "p"]
     cells = [
         [
             row.name,
-            row.kind,
+            f"{row.kind}: {row.note}" if row.note else row.kind,
             percent(row.score.value),
             bounds(row.score),
             points(row.difference) if row.difference is not None else "",

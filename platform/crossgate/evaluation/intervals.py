@@ -40,10 +40,6 @@ class Interval:
     clips: int
     dropped: int = 0
 
-    def excludes(self, level: float) -> bool:
-        """Whether the level lies outside the interval (False where there is no interval)."""
-        return self.low > level or self.high < level
-
     def metrics(self, name: str) -> dict[str, float]:
         """Returns ``{name, name_low, name_high}`` as floats; without an interval only the value."""
         if math.isnan(self.low) or math.isnan(self.high):
@@ -57,7 +53,7 @@ class Difference(Interval):
 
     Attributes:
         p: two-sided bootstrap p-value, twice the smaller share of resamples on one side of zero, at least
-            1 / (resamples + 1).
+            2 / (resamples + 1).
     """
 
     p: float = math.nan
@@ -78,7 +74,7 @@ class Bootstrap:
         self.groups = int(self._clip_group.max()) + 1 if self.clips else 0
         self.resamples = resamples
         draws = np.random.default_rng(seed)
-        share = np.full(self.groups, 1.0 / self.groups) if self.groups else np.zeros(0)
+        share = np.full(max(1, self.groups), 1.0 / max(1, self.groups))
         self._counts = draws.multinomial(self.groups, share, size=resamples).astype(np.int32)  # (R, G)
 
     def weights(self) -> Iterator[Array]:

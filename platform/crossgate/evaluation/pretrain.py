@@ -18,13 +18,13 @@ from crossgate.evaluation.probes import Samples, knn, linear_probe
 from crossgate.evaluation.report import Section
 from crossgate.evaluation.results import metric_name
 from crossgate.evaluation.style import ACCENT, MUTED, colour
-from crossgate.evaluation.tables import Table, bounds, p_value, percent, points
+from crossgate.evaluation.tables import Table, bounds, p_value, percent, points, verdict
 
 Array = NDArray[Any]
 Splits = tuple[Predictions, Predictions, Predictions]
 
 FUSED, ALL = "fused", "all"
-_PROBES = {"linear_probe": "linear probe", "knn": "kNN"}
+_PROBES = {"linear_probe": "linear", "knn": "kNN"}
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,13 @@ def _retrieval(
         done.put("test/retrieval_random/mean/r_at_10", level)
         at_random = f" Random weights reach {percent(level.value)} ({bounds(level)})."
     top = table["mean"]["r_at_10"]
-    verdict = "excludes" if top.excludes(chance[10]) else "does not exclude"
     sizes = [round(float(one.gallery.mean())) for one in found]
     span = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     done.summary = _joined(
         done.summary,
         f"Across modalities, the right clip out of {span} is among the first ten for {percent(top.value)} of the "
         f"queries (95 % interval {bounds(top)}, mean over {len(found)} ordered pairs); chance is "
-        f"{percent(chance[10])}, which the interval {verdict}.{at_random}",
+        f"{percent(chance[10])}: {verdict(top, chance[10])}.{at_random}",
     )
     done.add(
         Section(
@@ -233,12 +232,11 @@ def _probe_section(
     bootstrap: Bootstrap,
 ) -> None:
     head = next(row for row in rows if row.features == FUSED and row.probe == "linear_probe")
-    verdict = "excludes" if head.accuracy.excludes(max(chance.values())) else "does not exclude"
     sentence = (
         f"A linear probe on the frozen fused features names the {task} of {percent(head.accuracy.value)} of "
         f"{len(test)} test clips from {bootstrap.groups} groups (95 % interval {bounds(head.accuracy)}); the "
-        f"commonest class gives {percent(chance['majority'])}, guessing {percent(chance['uniform'])}: the interval "
-        f"{verdict} chance."
+        f"commonest class gives {percent(chance['majority'])}, guessing {percent(chance['uniform'])}: "
+        f"{verdict(head.accuracy, max(chance.values()))}."
     )
     if head.random is not None and head.gain is not None:
         sentence += (
@@ -248,7 +246,7 @@ def _probe_section(
     done.summary = _joined(done.summary, sentence)
     columns = ["features", "probe", "accuracy", "95 % interval", "mean-class"]
     compared = any(row.random is not None for row in rows)
-    columns += ["random weights", "difference, points", "p"] if compared else []
+    columns += ["random weights", "points over random", "p"] if compared else []
     cells = []
     for row in rows:
         line = [row.features, _PROBES[row.probe], percent(row.accuracy.value), bounds(row.accuracy)]

@@ -116,7 +116,7 @@ def _choose(train: Samples, val: Samples | None, classes: int, seed: int) -> flo
 def _answers(train: Samples, features: Array, classes: int, strengths: list[float], seed: int) -> list[Array]:
     """Class probabilities ``(N, K)`` at each strength; each fit starts from the one before."""
     scale = StandardScaler().fit(train.features.astype(np.float64))
-    x, queries = scale.transform(train.features), scale.transform(features)
+    x, queries = (scale.transform(one.astype(np.float64)) for one in (train.features, features))
     model = LogisticRegression(max_iter=300, tol=1e-3, warm_start=True, random_state=seed)
     answers = []
     for strength in strengths:

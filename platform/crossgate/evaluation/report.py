@@ -114,8 +114,9 @@ def _table(table: Table) -> str:
     rows = "".join(
         "<tr>" + "".join(f"<td{k}>{escape(cell)}</td>" for cell, k in zip(row, kind)) + "</tr>" for row in table.rows
     )
-    caption = f"<p class=note>{escape(table.caption)}</p>" if table.caption else ""
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{caption}'
+    caption = f'<p class="note">{escape(table.caption)}</p>' if table.caption else ""
+    loose = " loose" if any(len(word) > 40 for row in table.rows for cell in row for word in cell.split()) else ""
+    return f'<div class="wide{loose}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{caption}'
 
 
 def _figure(figure: Figure, caption: str) -> str:
@@ -149,9 +150,10 @@ a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
 .wide{overflow-x:auto;margin:14px 0 4px}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:5px 14px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-th{font-weight:600;color:var(--soft)}td{overflow-wrap:anywhere}
-th.n,td.n{text-align:right;white-space:nowrap;padding:5px 0 5px 22px}
-th.n+th:not(.n),td.n+td:not(.n){padding-left:22px}
+th{font-weight:600;color:var(--soft);vertical-align:bottom}
+th.n,td.n{text-align:right;padding:5px 0 5px 20px}td.n{white-space:nowrap}
+th.n+th:not(.n),td.n+td:not(.n){padding-left:20px}
+.loose td{overflow-wrap:anywhere}
 .note,figcaption{color:var(--soft);font-size:.88rem}
 figure{margin:22px 0}figure img{max-width:100%;height:auto;display:block}
 figcaption{margin-top:6px;max-width:720px}

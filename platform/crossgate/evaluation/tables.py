@@ -73,6 +73,15 @@ def points(difference: Difference) -> str:
     return f"{value} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
 
 
+def verdict(interval: Interval, chance: float) -> str:
+    """Where the interval lies, as the end of a sentence about it."""
+    if math.isnan(interval.low) or math.isnan(interval.high):
+        return "there are too few groups for an interval"
+    if interval.low > chance:
+        return "the whole interval lies above chance"
+    return "the whole interval lies below chance" if interval.high < chance else "the interval includes chance"
+
+
 def p_value(p: float) -> str:
     """Three decimals, or ``<0.001``."""
     return "n/a" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
