@@ -116,3 +116,14 @@ def test_every_setting_is_documented() -> None:
                 walk(field.annotation)
 
     walk(Recipe)
+
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "jobs" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_shipped_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
+    recipe = load_recipe(path)
+    text = path.read_text()
+    assert f"--config jobs/recipes/{path.name}" in text
+    assert f"{recipe.kind}" in text.splitlines()[1]

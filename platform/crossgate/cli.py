@@ -157,9 +157,11 @@ def demo(
     quick: Annotated[bool, typer.Option(help="A tiny run that shows the road, not the numbers.")] = False,
 ) -> None:
     """Drive the whole road: clips, shards, pretraining, search, two models in a registry, a prediction."""
-    from crossgate.cluster.demo import demo as drive
+    from crossgate.cluster.ray_train import launch
+    from crossgate.cluster.ray_tune import search
+    from crossgate.runs.demo import Demo
 
-    drive(out, corpus=corpus, quick=quick)
+    Demo(out, launch, search, typer.echo, corpus=corpus, quick=quick).run()
 
 
 # ---- models ----------------------------------------------------------------------------------------------------

@@ -300,6 +300,10 @@ class EvaluationConfig(Config):
     """Neighbours of the kNN classifier."""
     gallery: Positive = 1000
     """Largest retrieval gallery."""
+    clips: Positive = 20000
+    """Clips of a split that are measured, at most."""
+    model: str = ""
+    """Run directory or model directory to measure (runs of kind evaluate)."""
     bootstrap: Positive = 1000
     """Resamples of groups for the 95 % intervals."""
     fixed_fpr: Fraction = 0.1

@@ -76,12 +76,22 @@ def calm_ray(poll_seconds: float = 0.2) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_seconds))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 
 def worker_environment(source_root: Path) -> dict[str, str]:
     """What Ray's workers need to import this package, whether it is installed there or not."""
     paths = [str(source_root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def snapshot() -> dict[str, str]:
+    """The environment as it is now, for a worker process whose parent was started earlier."""
+    return dict(os.environ)
+
+
+def restore(values: dict[str, str]) -> None:
+    """Makes the environment of this process that of `snapshot`: credentials and endpoints set since are seen here."""
+    os.environ.update(values)

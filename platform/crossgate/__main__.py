@@ -1,0 +1,5 @@
+"""``python -m crossgate``, which torchrun starts."""
+
+from crossgate.cli import main
+
+main()

@@ -1,0 +1,57 @@
+"""Several fine-tuned models of one task on the same test clips: single modalities, their mean, every gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from crossgate.config import Recipe
+from crossgate.evaluation import Predictions, Section, compare_gates
+from crossgate.evaluation.comparison import ComparisonRow, forest_points, table
+from crossgate.evaluation.figures import forest
+from crossgate.evaluation.tables import Table
+from crossgate.model.store import load_model
+from crossgate.runs.context import RunContext, open_run
+from crossgate.runs.evaluate import of_model, task_of
+from crossgate.runs.predictions import predict_splits
+
+
+def compare_models(recipe: Recipe, models: Mapping[str, Path]) -> tuple[list[ComparisonRow], Table, Section]:
+    """Measures models on validation (for fixed weights) and test, paired by clip.
+
+    Args:
+        recipe: index, splits and measurement; its network is replaced by each model's own.
+        models: gate -> run or model directory.
+    """
+    predictions: dict[str, tuple[Predictions, Predictions]] = {}
+    with open_run(recipe) as context:
+        for name, folder in models.items():
+            predictions[name] = _predict(context, folder)
+        task = recipe.finetune.task
+        classes = context.index.vocabularies[task]
+        rows = compare_gates(
+            predictions,
+            task,
+            classes,
+            recipe.evaluation,
+            positive=recipe.finetune.positive,
+            seed=recipe.run.seed,
+        )
+    metric = "average_precision" if len(classes) == 2 else "accuracy"
+    shown = table(rows, metric, f"{task} on the test groups")
+    caption = "Points are scores on groups never trained on, bars 95 % intervals over groups."
+    section = Section(f"{task.capitalize()}: one modality, their mean, each gate", tables=[shown])
+    section.figures.append((forest(forest_points(rows), task), caption))
+    return rows, shown, section
+
+
+def _predict(context: RunContext, folder: Path) -> tuple[Predictions, Predictions]:
+    model, card = load_model(folder)
+    recipe = of_model(context.recipe, card)
+    task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
+    task.model.load_state_dict(model.state_dict())
+    val, test = (
+        predict_splits(task, context, names, recipe.evaluation.clips) for names in (recipe.data.val, recipe.data.test)
+    )
+    assert val is not None and test is not None  # a comparison runs in one process
+    return val, test

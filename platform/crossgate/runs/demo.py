@@ -1,0 +1,206 @@
+"""The demo: the whole road, from clips to a registered model that predicts, with a report at the end.
+
+Each step goes on where an earlier call was stopped: clips, shards and runs that are there are not made again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from crossgate.clips.synth import generate
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.evaluation import Section, read_results, write_report
+from crossgate.evaluation.tables import Table
+from crossgate.progress import progress_bar
+from crossgate.recipe import with_overrides
+from crossgate.runs.compare import compare_models
+from crossgate.runs.context import run_directory
+from crossgate.runs.demo_recipes import DemoRecipes
+from crossgate.runs.pack import PackSettings, pack
+from crossgate.runs.predict import format_rows, predict_videos
+from crossgate.runs.preview import preview
+from crossgate.runs.release import Released, release_run
+from crossgate.stream.index import Index
+
+CLIPS, QUICK_CLIPS, FRESH = 600, 72, 3
+
+
+class Searched(Protocol):
+    """What the demo asks of a finished search."""
+
+    def best(self) -> dict[str, Any]: ...
+    def directories(self, key: str) -> dict[str, Path]: ...
+    def table(self) -> str: ...
+
+
+@dataclass
+class Demo:
+    """Drives the steps and remembers what to show at the end.
+
+    Attributes:
+        out: folder for everything.
+        launch: runs a recipe on one or several ranks.
+        search: runs a recipe of kind search.
+        say: prints a line.
+        corpus: manifest of real videos, or None for generated clips.
+        quick: a tiny run.
+    """
+
+    out: Path
+    launch: Callable[[Recipe], object]
+    search: Callable[[Recipe], Searched]
+    say: Callable[[str], None] = print
+    corpus: Path | None = None
+    quick: bool = False
+    sections: list[Section] = field(default_factory=list)
+    times: list[tuple[str, float]] = field(default_factory=list)
+
+    def run(self) -> Path:
+        """Drives the road and returns the report's path.
+
+        Raises:
+            UserError: from any step.
+        """
+        manifest = self.corpus or self._synth()
+        index = self._pack(manifest)
+        recipes = self._recipes(index)
+        tasks = [task for task in ("action", "violence") if len(index.vocabularies.get(task, ())) > 1]
+        if not tasks:
+            raise UserError("no task with two classes or more", where=manifest, expected="labels of action or violence")
+        pretrained = self._launch("pretrain", recipes.pretrain())
+        with self._step("search", "three gates, one trial each, selected on validation groups"):
+            search_recipe = recipes.search(pretrained, tasks[0])
+            found = self.search(search_recipe)
+            self.say(found.table())
+        gate = found.best()["model.fusion.name"]
+        runs = {task: self._launch(f"fine-tune {task}", recipes.finetune(pretrained, task, gate)) for task in tasks}
+        self._compare(search_recipe, tasks, found.directories("model.fusion.name"), runs, gate)
+        released = [self._release(task, run) for task, run in runs.items()]
+        self._predict(released, manifest)
+        return self._report(pretrained, runs, released)
+
+    # ---- steps -------------------------------------------------------------------------------------------------
+
+    def _synth(self) -> Path:
+        clips = QUICK_CLIPS if self.quick else CLIPS
+        with self._step("synth", f"{clips} clips of figures that act, with sound and true depth"):
+            with progress_bar("clips") as step:
+                return generate(self.out / "clips", clips=clips, progress=step)
+
+    def _pack(self, manifest: Path) -> Index:
+        url = str(self.out / "shards")
+        with self._step("pack", f"{manifest} -> WebDataset shards with an index"):
+            with progress_bar("clips") as step:
+                index = pack(manifest, url, PackSettings(), progress=step)
+            self.say(index.summary())
+        with self._step("preview", "a contact sheet of some clips"):
+            self.say(f"wrote {preview(url, self.out / 'preview.png')}")
+        return index
+
+    def _recipes(self, index: Index) -> DemoRecipes:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        splits = tuple(name for name in ("train", "unlabelled") if name in index.splits)
+        return DemoRecipes(
+            self.out / "recipes",
+            str(self.out / "shards"),
+            modalities=tuple(name for name, clips in index.modalities.items() if clips),
+            pretrain_splits=splits,
+            output=self.out / "runs",
+            workers=min(2, cores),
+            quick=self.quick,
+        )
+
+    def _launch(self, title: str, recipe: Recipe) -> Path:
+        with self._step(title, f"run {recipe.run.name}"):
+            self.launch(recipe)
+            directory = run_directory(recipe)
+            metrics, _ = read_results(directory / "results.json")
+            self.say(f"report: {directory / 'report.html'}")
+            for name in _HEADLINES:
+                if name in metrics:
+                    self.say(f"  {name} = {metrics[name]:.3f}")
+        return directory
+
+    def _compare(
+        self, recipe: Recipe, tasks: list[str], trials: dict[str, Path], runs: dict[str, Path], gate: str
+    ) -> None:
+        with self._step("compare", "one modality, their mean and each gate on the same test groups"):
+            for task in tasks:
+                models = trials if task == tasks[0] else {gate: runs[task]}
+                changes = {"finetune.task": task, "run.name": f"compare-{task}", "tracking.enabled": False}
+                _, table, section = compare_models(with_overrides(recipe, changes), models)
+                self.sections.append(section)
+                self.say(f"{table.caption}\n{table.text()}\n")
+
+    def _release(self, task: str, run: Path) -> Released:
+        with self._step(f"release {task}", "into the MLflow registry"):
+            released = release_run(run)
+            self.say(f"registered {released.name} version {released.version} as {released.uri}")
+        return released
+
+    def _predict(self, released: list[Released], manifest: Path) -> None:
+        with self._step("predict", "on clips that no run has seen"):
+            videos, depth = self._fresh_videos(manifest)
+            for model in released:
+                frame = predict_videos(model.uri, videos, depth=depth, tracking_uri=model.tracking_uri)
+                text = format_rows(frame)
+                self.say(f"{model.uri}\n{text}\n")
+                self.sections.append(Section(f"Predictions of {model.name}", code=text))
+
+    def _fresh_videos(self, manifest: Path) -> tuple[list[str], list[str] | None]:
+        from crossgate.clips.manifest import read_manifest
+
+        if self.corpus is None:
+            manifest = generate(self.out / "fresh", clips=36, seed=1_000_003)
+        rows = read_manifest(manifest).rows
+        rows = [row for row in rows if self.corpus is None or row.split == "test"][:FRESH]
+        depth = [str(row.depth_path or "") for row in rows]
+        return [str(row.path) for row in rows], depth if any(depth) else None
+
+    # ---- words -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _step(self, name: str, about: str) -> Iterator[None]:
+        self.say(f"\n== {name}: {about}")
+        started = time.monotonic()
+        yield
+        seconds = time.monotonic() - started
+        self.times.append((name, seconds))
+        self.say(f"   {name} took {seconds:.0f} s")
+
+    def _report(self, pretrained: Path, runs: dict[str, Path], released: list[Released]) -> Path:
+        rows = [[name, f"{seconds:.0f}"] for name, seconds in self.times]
+        rows.append(["in all", f"{sum(seconds for _, seconds in self.times):.0f}"])
+        timing = Table(["step", "seconds"], rows, "wall time of each step of this call")
+        self.sections.append(Section("Time", tables=[timing]))
+        path = write_report(
+            self.out / "report.html",
+            "crossgate demo",
+            self.sections,
+            summary="Models were selected on validation groups; every score is on test groups that no run trained on.",
+            provenance={name: run / "report.html" for name, run in {"pretrain": pretrained, **runs}.items()},
+        )
+        self.say(f"\n{timing.text()}\n\nreport: {path}\npicture of clips: {self.out / 'preview.png'}\n")
+        self.say("go on with:")
+        self.say(f"  crossgate pretrain --config {self.out}/recipes/pretrain.yaml training.epochs=40")
+        self.say(f"  crossgate predict {released[0].uri} VIDEO.mp4 --tracking-uri {released[0].tracking_uri}")
+        self.say(f"  mlflow ui --backend-store-uri {released[0].tracking_uri}")
+        return path
+
+
+_HEADLINES = (
+    "test/accuracy",
+    "test/accuracy_low",
+    "test/accuracy_high",
+    "test/average_precision",
+    "test/average_precision_low",
+    "test/average_precision_high",
+    "test/roc_auc",
+)

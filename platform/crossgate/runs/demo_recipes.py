@@ -1,0 +1,95 @@
+"""The demo's recipes: small enough for two CPU cores, written to files that a user can go on with."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossgate.config import Recipe
+from crossgate.recipe import load_recipe
+
+GATES = ("mean", "sigmoid", "softmax")
+
+_ENCODER = {"backbone": "test_convnext", "temporal": "attention"}
+
+
+class DemoRecipes:
+    """Makes the recipes of a demo.
+
+    Args:
+        folder: where the YAML files go.
+        index: folder of the shards.
+        modalities: that the clips have.
+        pretrain_splits: splits without a need for labels.
+        workers: ranks of pretraining.
+        quick: a tenth of the steps.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: str,
+        *,
+        modalities: tuple[str, ...],
+        pretrain_splits: tuple[str, ...],
+        output: Path,
+        workers: int,
+        quick: bool,
+    ) -> None:
+        self._folder, self._quick, self._workers = folder, quick, workers
+        self._pretrain_splits = list(pretrain_splits)
+        self._common: dict[str, Any] = {
+            "run": {"output": str(output)},
+            "data": {
+                "index": index,
+                "clip": {"modalities": list(modalities), "frames": 6, "size": 64, "mels": 64},
+                "global_batch": 32,
+            },
+            "model": {
+                "dim": 128,
+                "embedding": 64,
+                "encoders": {name: dict(_ENCODER) for name in modalities},
+            },
+            "optim": {"lr": 2e-3},
+            "engine": {"zero_stage": 1},
+            "tracking": {"experiment": "crossgate-demo"},
+        }
+
+    def pretrain(self) -> Recipe:
+        """Cross-modal contrast on all clips that may be used without labels."""
+        tree = self._tree("pretrain")
+        tree["data"]["train"] = self._pretrain_splits
+        tree["training"] = {"epochs": 1 if self._quick else 12, "eval_every": 0}
+        tree["cluster"] = {"workers": self._workers, "launcher": "ray"}
+        return self._write("pretrain", tree, "contrast of all pairs of modalities")
+
+    def search(self, init: Path, task: str) -> Recipe:
+        """Every gate of the demo, selected on validation groups."""
+        tree = self._supervised("search", init, task)
+        tree["search"] = {"space": {"model.fusion.name": list(GATES)}, "concurrent": 2, "metric": "val/accuracy"}
+        return self._write("search", tree, "one trial a gate, selected on validation groups")
+
+    def finetune(self, init: Path, task: str, gate: str) -> Recipe:
+        """The classifier of a task with a gate."""
+        tree = self._supervised("finetune", init, task)
+        tree["model"]["fusion"] = {"name": gate}
+        return self._write(f"finetune-{task}", tree, f"the {task} classifier, measured on the test groups")
+
+    def _supervised(self, kind: str, init: Path, task: str) -> dict[str, Any]:
+        tree = self._tree(kind)
+        tree["finetune"] = {"task": task, "init": str(init)}
+        tree["training"] = {"epochs": 1 if self._quick else 15, "eval_every": 0}
+        return tree
+
+    def _tree(self, kind: str) -> dict[str, Any]:
+        return {"kind": kind, **deepcopy(self._common)}
+
+    def _write(self, name: str, tree: dict[str, Any], about: str) -> Recipe:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{name}.yaml"
+        head = f"# {about}\n# run: crossgate {tree['kind']} --config {path}\n"
+        path.write_text(head + yaml.safe_dump(tree, sort_keys=False))
+        return load_recipe(path)

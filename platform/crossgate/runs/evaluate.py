@@ -1,0 +1,52 @@
+"""An evaluation run: a model that exists, measured on the splits of an index, with a report."""
+
+from __future__ import annotations
+
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.model.store import ModelCard, load_model
+from crossgate.runs import finetune, pretrain
+from crossgate.runs.context import open_run
+from crossgate.tasks import build_task
+from crossgate.tasks.task import Task
+
+
+def run(recipe: Recipe) -> dict[str, float]:
+    """Measures `evaluation.model`; every rank calls it, rank 0 returns the metrics.
+
+    Raises:
+        UserError: when there is no such model, or the index lacks its labels.
+    """
+    if not recipe.evaluation.model:
+        raise UserError("no model to measure", where="evaluation.model", cure="set it to a run or model directory")
+    model, card = load_model(recipe.evaluation.model)
+    recipe = of_model(recipe, card)
+    with open_run(recipe) as context:
+        classes = context.index.vocabularies.get(card.task, ())
+        if card.kind == "classifier" and tuple(classes) != card.classes:
+            raise UserError(
+                f"the index's classes of '{card.task}' are not the model's",
+                where=recipe.data.index,
+                expected=", ".join(card.classes),
+            )
+        task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
+        task.model.load_state_dict(model.state_dict())
+        measure = finetune.measure if card.kind == "classifier" else pretrain.measure
+        done = measure(task, context)
+        if done is None:
+            return {}
+        context.publish(done, f"Evaluation: {recipe.evaluation.model}", step=0)
+        return done.metrics
+
+
+def of_model(recipe: Recipe, card: ModelCard) -> Recipe:
+    """The recipe with what the model brings along: network, clip, task."""
+    data = recipe.data.model_copy(update={"clip": card.clip})
+    label = {"task": card.task, "positive": card.positive or recipe.finetune.positive, "init": ""}
+    supervised = recipe.finetune.model_copy(update=label if card.task else {})
+    return recipe.model_copy(update={"model": card.model, "data": data, "finetune": supervised})
+
+
+def task_of(recipe: Recipe, card: ModelCard, vocabularies) -> Task:
+    kind = "finetune" if card.kind == "classifier" else "pretrain"
+    return build_task(recipe.model_copy(update={"kind": kind}), vocabularies)
