@@ -142,9 +142,7 @@ def test_start_is_cheap_for_a_billion_clips() -> None:
     assert sum(sizes) < 5_000_000
 
 
-@pytest.mark.parametrize(
-    ("batch", "lanes"), [(1, 1), (64, 64), (1024, 1024), (8192, 1024), (7168, 1024), (2062, 2)]
-)
+@pytest.mark.parametrize(("batch", "lanes"), [(1, 1), (64, 64), (1024, 1024), (8192, 1024), (7168, 1024), (2062, 2)])
 def test_lanes_divide_the_batch(batch: int, lanes: int) -> None:
     assert lanes_of(batch) == lanes
 

@@ -88,18 +88,23 @@ def test_bad_keys_are_refused(store: Store, key: str) -> None:
 
 
 def test_repeated_keys_and_other_splits_are_refused(store: Store) -> None:
-    with pytest.raises(UserError, match="twice"), ShardWriter(store, NAME, split="train") as writer:
+    with ShardWriter(store, NAME, split="train") as writer:
         add_clip(writer, 1, "train", audio=False)
-        add_clip(writer, 1, "train", audio=False)
-    with pytest.raises(UserError, match="split 'val'"), ShardWriter(store, NAME, split="train") as writer:
-        add_clip(writer, 1, "val", audio=False)
-    assert os.listdir(store.url) == []
+        with pytest.raises(UserError, match="twice"):
+            add_clip(writer, 1, "train", audio=False)
+        with pytest.raises(UserError, match="split 'val'"):
+            add_clip(writer, 2, "val", audio=False)
+    assert writer.clips == 1
 
 
 def test_an_error_inside_the_block_passes_and_leaves_nothing(store: Store) -> None:
-    with pytest.raises(FileNotFoundError), ShardWriter(store, NAME, split="train") as writer:
-        add_clip(writer, 1, "train", audio=False)
-        open("/no/such/video.mp4")
+    def fail() -> None:
+        with ShardWriter(store, NAME, split="train") as writer:
+            add_clip(writer, 1, "train", audio=False)
+            Path("/no/such/video.mp4").read_bytes()
+
+    with pytest.raises(FileNotFoundError):
+        fail()
     assert os.listdir(store.url) == []
 
 
@@ -126,11 +131,13 @@ with ShardWriter(open_store({store.url!r}), {NAME!r}, split="train") as writer:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_line_and_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = ShardWriter(store, NAME, split="train")
-    with pytest.raises(UserError, match="no space left") as caught, writer:
-        full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
-        monkeypatch.setattr(writer._file, "_file", full)
-        add_clip(writer, 1, "train", audio=False)
+    def fill() -> None:
+        with open("/dev/full", "wb", buffering=0) as full, ShardWriter(store, NAME, split="train") as writer:
+            monkeypatch.setattr(writer._file, "_file", full)
+            add_clip(writer, 1, "train", audio=False)
+
+    with pytest.raises(UserError, match="no space left") as caught:
+        fill()
     assert caught.value.__cause__.errno == errno.ENOSPC  # type: ignore[union-attr]
     assert os.listdir(store.url) == []
 

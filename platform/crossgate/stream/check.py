@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -15,12 +14,14 @@ from typing import BinaryIO
 
 import numpy as np
 
+from crossgate import environment
 from crossgate.config import ClipConfig
 from crossgate.errors import UserError
 from crossgate.modality import ordered
 from crossgate.stream.collate import Decode, default_decode
 from crossgate.stream.foreign import scan_tar
 from crossgate.stream.index import Index
+from crossgate.stream.processes import worker_context
 from crossgate.stream.sidecar import ClipRecord, Sidecar, group_hash, layout_digest
 
 
@@ -106,7 +107,9 @@ def _all_shards(index: Index, fast: bool, workers: int | None, decode: Decode | 
     if workers < 1:
         yield from (_check_shard(index, number, fast, decode) for number in numbers)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=worker_context(), initializer=environment.restore, initargs=(environment.snapshot(),)
+    ) as pool:
         jobs = [pool.submit(_check_shard, index, number, fast, decode) for number in numbers]
         for job in as_completed(jobs):
             yield job.result()

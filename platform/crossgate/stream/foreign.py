@@ -78,6 +78,7 @@ def scan_tar(file: BinaryIO, where: str) -> list[tuple[ClipRecord, str]]:
     """
     members: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
+    file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:

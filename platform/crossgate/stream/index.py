@@ -156,9 +156,10 @@ class Index:
         splits = ", ".join(f"{name} {info.clips} in {info.groups} groups" for name, info in self.splits.items())
         modalities = ", ".join(f"{name} {clips}" for name, clips in self.modalities.items() if clips)
         labels = ", ".join(f"{task} ({len(classes)} classes)" for task, classes in self.vocabularies.items())
+        size = f"{int(self.clips.sum())} clips in {len(self.names)} shards, {self.bytes.sum() / 1e6:.1f} MB"
         return "\n".join(
             [
-                f"{int(self.clips.sum())} clips in {len(self.names)} shards, {self.bytes.sum() / 1e6:.1f} MB: {self.store.url}",
+                f"{size}: {self.store.url}",
                 f"  splits      {splits}",
                 f"  modalities  {modalities}",
                 f"  labels      {labels or 'none'}",

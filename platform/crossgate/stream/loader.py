@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from crossgate import environment
 from crossgate.batch import ClipBatch
 from crossgate.config import AugmentConfig, ClipConfig, DataConfig
 from crossgate.errors import UserError
 from crossgate.stream.collate import BadClip, Collator, Decode, Outcome, default_decode
 from crossgate.stream.index import Index
 from crossgate.stream.plan import EvaluationPlan, TrainingPlan, Unit
+from crossgate.stream.processes import worker_context
 
 STATE_VERSION = 1
 
@@ -234,7 +236,8 @@ def _batches(units: _Units, data: DataConfig, account: _Account) -> Iterator[Cli
         collate_fn=_as_is,
         num_workers=workers,
         prefetch_factor=data.prefetch if workers else None,
-        multiprocessing_context=_context() if workers else None,
+        multiprocessing_context=worker_context() if workers else None,
+        worker_init_fn=partial(_begin, environment.snapshot()) if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, so that making an iterator does not advance the trainer's
     )
@@ -272,11 +275,8 @@ def _ahead(collator: Collator, units: Iterator[Unit], remote: bool) -> Iterator[
             yield waiting[0], waiting[1].result()
 
 
-def _context() -> Any:
-    """Worker processes come from a clean server process: forking this one would copy locks, threads and sockets."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crossgate.stream.loader"])
-    return context
+def _begin(values: dict[str, str], worker: int) -> None:
+    environment.restore(values)
 
 
 def _as_is(outcome: Any) -> Any:

@@ -71,8 +71,8 @@ class ShardWriter(AbstractContextManager):
         Args:
             key: ``[A-Za-z0-9_-]+``; WebDataset would take what follows a dot for part of the suffix.
             members: suffix -> bytes, without ``json``. The modalities are those that the suffixes begin with.
-            record: what becomes ``KEY.json``; of it the index keeps ``group`` (default: the key), ``labels``
-                (task -> class name) and ``degraded`` (modality -> severity).
+            record: what becomes ``KEY.json``, with ``key`` and ``split`` filled in; of it the index keeps ``group``
+                (default: the key), ``labels`` (task -> class name) and ``degraded`` (modality -> severity).
 
         Raises:
             UserError: for a bad or repeated key, or a split other than the shard's.
@@ -83,7 +83,7 @@ class ShardWriter(AbstractContextManager):
             raise UserError(f"clip key {key!r} appears twice", where=self.name)
         if record.get("split", self.split) != self.split:
             raise UserError(f"clip {key!r} is of split {record['split']!r}", where=self.name, expected=self.split)
-        text = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
+        text = json.dumps({"key": key, "split": self.split, **record}, sort_keys=True, ensure_ascii=False).encode()
         places = {suffix: self._add(f"{key}.{suffix}", data) for suffix, data in {"json": text, **members}.items()}
         self._keys.add(key)
         self._records.append(

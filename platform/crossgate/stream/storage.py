@@ -25,6 +25,9 @@ DEADLINE = 60.0
 """Seconds after which a request that keeps failing is given up."""
 
 _SCHEMES = ("file", "s3", "http", "https")
+_OPTIONS = {  # what fails is tried again here, under one deadline, rather than in three layers at once
+    "s3": {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 10, "read_timeout": 20}},
+}
 _PARTIAL = ".partial-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -60,10 +63,10 @@ class Store:
 
     @property
     def fs(self) -> Any:
-        """The fsspec file system, opened on first use in each process."""
+        """The fsspec file system, opened on first use in each process; it lists anew each time: others write too."""
         if self._fs is None:
             scheme = "file" if self.local else self.url.split("://", 1)[0]
-            self._fs = fsspec.filesystem(scheme, use_listings_cache=False)  # others write there too
+            self._fs = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
         return self._fs
 
     def path(self, name: str) -> str:
@@ -154,7 +157,7 @@ class Store:
         beside = os.path.join(folder, f".{name}{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
         with self._explained(name):
             os.makedirs(folder, exist_ok=True)
-            file = open(beside, "w+b")
+            file = open(beside, "w+b")  # noqa: SIM115 (closed below, where failures are told apart)
         try:
             with file:
                 yield file

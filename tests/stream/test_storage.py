@@ -1,0 +1,126 @@
+"""Folders by URL: what may be opened, what is written, what failures say."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.server
+import pickle
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from crossgate.errors import UserError
+from crossgate.stream import storage
+from crossgate.stream.storage import Store, open_store
+
+
+@pytest.mark.parametrize("url", ["pipe:cat x", "simplecache::s3://b/x", "ftp://h/x", "file://x::s3://b", "gs://b/x"])
+def test_other_kinds_of_url_are_refused(url: str) -> None:
+    with pytest.raises(UserError, match="not read"):
+        open_store(url)
+
+
+def test_local_files_come_and_go_whole(store: Store) -> None:
+    assert not store.exists("a.tar")
+    store.put("a.tar", b"0123456789")
+    store.put("b.json", b"{}")
+    assert store.list(".tar") == ["a.tar"]
+    assert (store.size("a.tar"), store.read("a.tar")) == (10, b"0123456789")
+    assert store.read_ranges([("a.tar", 7, 9), ("a.tar", 0, 2), ("b.json", 0, 2)]) == [b"78", b"01", b"{}"]
+    with contextlib.suppress(RuntimeError), store.writing("a.tar") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert store.read("a.tar") == b"0123456789"
+    assert store.list() == ["a.tar", "b.json"]
+    store.delete("a.tar")
+    store.delete("a.tar")
+    assert store.list() == ["b.json"]
+
+
+def test_a_store_crosses_process_borders(store: Store) -> None:
+    store.put("x", b"1")
+    assert store.fs is not None
+    assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
+
+
+def test_failures_are_one_line(store: Store) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        store.read("nothing")
+    full = storage._explain(OSError(errno.ENOSPC, "full"), "x")
+    assert "no space left on the disk" in str(full)
+
+
+def test_passing_failures_are_tried_again_and_lasting_ones_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "DEADLINE", 5.0)
+    calls: list[int] = []
+
+    def fail(error: Exception, times: int) -> bytes:
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return b"there"
+
+    assert store._retried("x", lambda: fail(OSError("reset"), 2)) == b"there"
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(UserError, match="access denied"):
+        store._retried("x", lambda: fail(PermissionError(), 9))
+    assert len(calls) == 1
+
+
+# ---- http --------------------------------------------------------------------------------------------------------
+
+
+class _Flaky(http.server.SimpleHTTPRequestHandler):
+    """Serves ranges; every third request for one breaks off in the middle of its body."""
+
+    protocol_version = "HTTP/1.1"
+    count = 0
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        wanted = self.headers.get("Range")
+        if not path.is_file() or not wanted:
+            super().do_GET()
+            return
+        first, last = (int(x) for x in wanted.removeprefix("bytes=").split("-"))
+        data = path.read_bytes()[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{path.stat().st_size}")
+        self.end_headers()
+        type(self).count += 1
+        if type(self).count % 3 == 0:
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Flaky, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_ranges_over_http_survive_broken_bodies(web: str, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 40
+    (tmp_path / "a.tar").write_bytes(data)
+    store = open_store(web)
+    ranges = [("a.tar", i * 100, i * 100 + 90) for i in range(20)]
+    assert store.read_ranges(ranges) == [data[start:end] for _, start, end in ranges]
+    assert _Flaky.count > 20, "nothing was tried again"
+    assert (store.size("a.tar"), store.exists("a.tar"), store.exists("b.tar")) == (len(data), True, False)
+    with pytest.raises(UserError, match="read only"):
+        store.put("x", b"")
+    assert not store.writable()
