@@ -20,13 +20,14 @@ from crossgate.evaluation import Section, read_results, write_report
 from crossgate.evaluation.tables import Table
 from crossgate.progress import progress_bar
 from crossgate.recipe import with_overrides
+from crossgate.registry.release import ReleasedModel
 from crossgate.runs.compare import compare_models
 from crossgate.runs.context import run_directory
 from crossgate.runs.demo_recipes import DemoRecipes
 from crossgate.runs.pack import PackSettings, pack
 from crossgate.runs.predict import format_rows, predict_videos
 from crossgate.runs.preview import preview
-from crossgate.runs.release import Released, release_run
+from crossgate.runs.release import release_run
 from crossgate.stream.index import Index
 
 CLIPS, QUICK_CLIPS, FRESH = 600, 72, 3
@@ -139,13 +140,13 @@ class Demo:
                 self.sections.append(section)
                 self.say(f"{table.caption}\n{table.text()}\n")
 
-    def _release(self, task: str, run: Path) -> Released:
+    def _release(self, task: str, run: Path) -> ReleasedModel:
         with self._step(f"release {task}", "into the MLflow registry"):
             released = release_run(run)
             self.say(f"registered {released.name} version {released.version} as {released.uri}")
         return released
 
-    def _predict(self, released: list[Released], manifest: Path) -> None:
+    def _predict(self, released: list[ReleasedModel], manifest: Path) -> None:
         with self._step("predict", "on clips that no run has seen"):
             videos, depth = self._fresh_videos(manifest)
             for model in released:
@@ -175,7 +176,7 @@ class Demo:
         self.times.append((name, seconds))
         self.say(f"   {name} took {seconds:.0f} s")
 
-    def _report(self, pretrained: Path, runs: dict[str, Path], released: list[Released]) -> Path:
+    def _report(self, pretrained: Path, runs: dict[str, Path], released: list[ReleasedModel]) -> Path:
         rows = [[name, f"{seconds:.0f}"] for name, seconds in self.times]
         rows.append(["in all", f"{sum(seconds for _, seconds in self.times):.0f}"])
         timing = Table(["step", "seconds"], rows, "wall time of each step of this call")

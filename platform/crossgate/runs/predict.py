@@ -1,0 +1,60 @@
+"""Predictions for a person: from the registry, a run directory or a model directory, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from crossgate.config import TrackingConfig
+from crossgate.errors import UserError
+from crossgate.evaluation.tables import Table
+from crossgate.registry.predictor import Predictor
+from crossgate.registry.release import load
+
+
+def predict_videos(
+    model: str, videos: Sequence[str], *, depth: Sequence[str] | None = None, tracking_uri: str = ""
+) -> pd.DataFrame:
+    """Returns one row a clip, as `registry.predictor.Predictor.predict`.
+
+    Args:
+        model: ``models:/NAME@ALIAS``, or the directory of a run or model.
+        videos: paths or URLs.
+        depth: a depth file for each video; empty where there is none.
+        tracking_uri: server of a registered model.
+
+    Raises:
+        UserError: no such model, or depth files that do not pair with videos.
+    """
+    if depth and len(depth) != len(videos):
+        raise UserError(f"{len(depth)} depth files for {len(videos)} videos", where="--depth", expected="one each")
+    items = [
+        {"source": video, "depth": beside} if beside else {"source": video}
+        for video, beside in zip(videos, depth or [""] * len(videos))
+    ]
+    if model.startswith("models:/"):
+        return load(model, TrackingConfig(uri=tracking_uri)).predict(pd.DataFrame(items))
+    return Predictor(Path(model)).predict(items)
+
+
+def format_rows(frame: pd.DataFrame) -> str:
+    """Returns the predictions as an aligned table."""
+    table = Table(["clip", "start", "label", "score", "gate weights", "note"])
+    for row in frame.to_dict(orient="records"):
+        weights = row["weights"] if isinstance(row["weights"], dict) else {}
+        used = list(row["modalities"]) if isinstance(row["modalities"], list | tuple) else []
+        failed = bool(row["error"])
+        said = " ".join(f"{name} {weights[name]:.2f}" for name in used) if weights else " ".join(used)
+        table.rows.append(
+            [
+                str(row["source"]),
+                f"{row['start_s']:.1f} s",
+                "" if failed else str(row["label"]),
+                "" if failed else f"{row['score']:.2f}",
+                said,
+                str(row["error"] or ""),
+            ]
+        )
+    return table.text()
