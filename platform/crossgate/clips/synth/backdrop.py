@@ -34,7 +34,7 @@ def _plain(u, v, noise):
 
 
 def _concrete(u, v, noise):
-    return 1 + 0.22 * noise
+    return 1 + 0.14 * noise
 
 
 def _carpet(u, v, noise):
@@ -49,7 +49,7 @@ def _planks(u, v, noise):
 
 def _tiles(u, v, noise):
     check = (np.floor(u / 0.45) + np.floor(v / 0.45)) % 2
-    return (0.86 + 0.24 * check + 0.05 * noise) * (1 - 0.25 * np.maximum(_line(u, 0.45, 0.012), _line(v, 0.45, 0.012)))
+    return (0.92 + 0.14 * check + 0.05 * noise) * (1 - 0.25 * np.maximum(_line(u, 0.45, 0.012), _line(v, 0.45, 0.012)))
 
 
 def _bricks(u, v, noise):
@@ -57,17 +57,17 @@ def _bricks(u, v, noise):
     shift = 0.15 * (row % 2)
     tone = 0.1 * np.sin(np.floor((u + shift) / 0.3) * 78.2 + row * 37.7)
     mortar = np.maximum(_line(v, 0.14, 0.012), _line(u + shift, 0.3, 0.012))
-    return (0.85 + tone + 0.08 * noise) * (1 - mortar) + 1.12 * mortar
+    return (0.92 + 0.6 * tone + 0.06 * noise) * (1 - mortar) + 1.06 * mortar
 
 
 def _stripes(u, v, noise):
-    return 0.93 + 0.1 * (np.sin(2 * np.pi * u / 0.4) > 0) + 0.03 * noise
+    return 0.96 + 0.06 * (np.sin(2 * np.pi * u / 0.4) > 0) + 0.03 * noise
 
 
 def _panels(u, v, noise):
     low = v < 0.95
     seam = np.maximum(_line(u, 0.6, 0.015) * low, _line(v - 0.95, 9.0, 0.03))
-    return np.where(low, 0.72, 1.05) * (1 - 0.3 * seam) + 0.04 * noise
+    return np.where(low, 0.82, 1.03) * (1 - 0.3 * seam) + 0.04 * noise
 
 
 TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -123,7 +123,11 @@ def render_backdrop(scene: Scene, width: int, height: int, margin: int) -> Backd
     lit = np.zeros(rays.shape[:2])
 
     def paint(where: np.ndarray, distance: np.ndarray, colour: np.ndarray, facing: float | np.ndarray) -> None:
-        best[where], albedo[where], lit[where] = distance[where], colour[where], np.broadcast_to(facing, best.shape)[where]
+        best[where], albedo[where], lit[where] = (
+            distance[where],
+            colour[where],
+            np.broadcast_to(facing, best.shape)[where],
+        )
 
     def plane(axis: int, offset: float, texture: str, base: np.ndarray, pictures: bool = False) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -145,7 +149,9 @@ def render_backdrop(scene: Scene, width: int, height: int, margin: int) -> Backd
     plane(2, -room.back, room.wall, room.wall_colour, pictures=True)
     plane(0, room.side, room.wall, room.wall_colour * 0.92)
     for (x, z, half_w, half_d, tall, low), colour in zip(room.boxes, room.box_colours, strict=True):
-        near, face = _box(origin, rays, np.array([x - half_w, low, z - half_d]), np.array([x + half_w, tall, z + half_d]))
+        near, face = _box(
+            origin, rays, np.array([x - half_w, low, z - half_d]), np.array([x + half_w, tall, z + half_d])
+        )
         point = origin + rays * np.where(np.isfinite(near), near, 0)[..., None]
         drawer = 1 - 0.25 * _line(point[..., 1], 0.38, 0.02) * (face == 2)
         shine = np.maximum(0, light[face] * np.sign(-np.take_along_axis(rays, face[..., None], -1)[..., 0]))

@@ -57,7 +57,9 @@ def record(plan: ClipPlan, seed: int, size: tuple[int, int], fps: int, seconds: 
     bodies = scene.bodies if rng.random() < 0.5 else scene.bodies[::-1]
     performance = plan.action.perform(Cast(bodies, t, np.pi / 2 + turn, rng))
 
-    everyone = together([limbs(body, joints(body, pose)) for body, pose in zip(bodies, performance.poses, strict=False)])
+    everyone = together(
+        [limbs(body, joints(body, pose)) for body, pose in zip(bodies, performance.poses, strict=False)]
+    )
     cos, sin = np.cos(turn), np.sin(turn)
     spot = np.array([rng.uniform(-0.2, 0.2), 0.0, rng.uniform(-0.25, 0.2)])
     everyone = everyone.moved(np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]), spot)

@@ -9,7 +9,7 @@ rgb       noise      Gaussian noise of 60 s levels, new in every frame
 flow      shake      the colour camera rattles by 3.5 s per cent of the width from frame to frame
 flow      freeze     frames stand still, for 2 + round(5 s) frames each
 audio     missing    no track at all
-audio     noise      noise as loud as 1.2 s times a clap over everything
+audio     noise      white noise at 0.2 s^2 of full scale over everything (a body blow is about 0.25)
 depth     missing    no file at all
 depth     dropout    0.25 + 0.65 s of the pixels without a measurement, in drifting blotches
 ========  =========  ======================================================================================
@@ -88,12 +88,14 @@ def spoil_frames(
 
 
 def _shake(frames: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    width, height = frames.shape[2], frames.shape[1]
-    offsets = rng.normal(0, 0.035 * severity * width, (len(frames), 2))
+    height, width = frames.shape[1:3]
+    limit = height // 4
+    offsets = np.clip(np.round(rng.normal(0, 0.035 * severity * width, (len(frames), 2))), -limit, limit).astype(int)
+    wide = np.pad(frames, ((0, 0), (limit, limit), (limit, limit), (0, 0)), mode="reflect")
     return np.stack(
         [
-            cv2.warpAffine(frame, np.array([[1, 0, dx], [0, 1, dy]]), (width, height), borderMode=cv2.BORDER_REFLECT)
-            for frame, (dx, dy) in zip(frames, offsets, strict=True)
+            frame[limit + dy : limit + dy + height, limit + dx : limit + dx + width]
+            for frame, (dx, dy) in zip(wide, offsets, strict=True)
         ]
     )
 
@@ -107,9 +109,7 @@ def _freeze(frames: np.ndarray, severity: float) -> np.ndarray:
     return frames[_held(len(frames), severity)]
 
 
-def spoil_sound(
-    wave: np.ndarray, degradations: tuple[Degradation, ...], rng: np.random.Generator
-) -> np.ndarray | None:
+def spoil_sound(wave: np.ndarray, degradations: tuple[Degradation, ...], rng: np.random.Generator) -> np.ndarray | None:
     """Returns (samples,) float32 as recorded, or None where there is no track."""
     audio = find(degradations, "audio")
     if audio is None:
@@ -117,7 +117,7 @@ def spoil_sound(
     if audio.kind == "missing":
         return None
     noise = rng.standard_normal(len(wave)).astype(np.float32)
-    return np.tanh(wave + 0.24 * audio.severity * noise)
+    return np.tanh(wave + 0.2 * audio.severity**2 * noise)
 
 
 def spoil_depth(
@@ -134,7 +134,9 @@ def spoil_depth(
     share = 0.25 + 0.65 * spoiled.severity
     out = depth.copy()
     for i, weight in enumerate(np.linspace(0, 1, count)):
-        field = cv2.resize(first * np.cos(weight) + last * np.sin(weight), (width, height), interpolation=cv2.INTER_CUBIC)
+        field = cv2.resize(
+            first * np.cos(weight) + last * np.sin(weight), (width, height), interpolation=cv2.INTER_CUBIC
+        )
         field = field + 0.35 * rng.standard_normal((height, width), dtype=np.float32)
         out[i][field < np.quantile(field[::3, ::3], share)] = 0
     return out

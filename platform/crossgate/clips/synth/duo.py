@@ -33,7 +33,7 @@ def _blow(cast: Cast, lands: bool) -> Performance:
     """A straight to the head that lands, or stops a hand's breadth short; the other's head goes back either way."""
     rng, t = cast.rng, cast.t
     hits = cast.beats((0.75, 1.0), (0.4, 0.75))
-    first, second = _facing(cast, rng.uniform(0.78, 0.9))
+    first, second = _facing(cast, rng.uniform(0.40, 0.45) * cast.bodies[0].height)
     first.split_feet(0.4)
     second.split_feet(0.3)
     first.guard()
@@ -47,17 +47,18 @@ def _blow(cast: Cast, lands: bool) -> Performance:
     second.pelvis[:, 0] += 0.08 * give
     h = second.body.height
     gap = 0.0 if lands else rng.uniform(0.12, 0.2)
-    chin = second.at(0.06 * h + gap, 0.0, 0.87 * h)
+    chin = second.at(0.08 * h + gap, 0.0, 0.88 * h)
     first.hands[:, RIGHT] = mix(first.hands[:, RIGHT], chin, reach)
     voice = cast.bodies[1].voice_hz
     sounds = [Sound(hit - 0.12, "whoosh", rng.uniform(0.6, 1)) for hit in hits]
     if lands:
-        sounds += [Sound(hit, "thud", rng.uniform(0.8, 1.1)) for hit in hits]
-        sounds += [
-            Sound(hit + 0.06, "grunt", rng.uniform(0.4, 0.8), voice) for hit in hits if rng.random() < 0.6
-        ]
-    elif rng.random() < 0.3:
-        sounds.append(Sound(float(hits[0]) + 0.3, "laugh", 0.6, voice))
+        sounds += [Sound(hit, "thud", rng.uniform(0.5, 1.1)) for hit in hits]
+        sounds += [Sound(hit + 0.06, "grunt", rng.uniform(0.4, 0.8), voice) for hit in hits if rng.random() < 0.6]
+    else:
+        if rng.random() < 0.4:  # who only pretends stamps a foot
+            sounds += [Sound(hit, "step", rng.uniform(1.0, 1.7)) for hit in hits]
+        if rng.random() < 0.25:
+            sounds.append(Sound(float(hits[0]) + 0.3, "laugh", 0.6, voice))
     return Performance([first.pose(), second.pose()], sounds, list(hits) if lands else [])
 
 
@@ -111,7 +112,7 @@ def shove(cast: Cast) -> Performance:
     second.lean -= 0.25 * give
     second.split_feet(0.3)
     second.feet[:, LEFT] += second.at(0, 0, 0.06 * h * np.sin(np.pi * give)) - second.ground
-    sounds = [Sound(hit, "thud", rng.uniform(0.45, 0.7)) for hit in hits]
+    sounds = [Sound(hit, "thud", rng.uniform(0.3, 0.6)) for hit in hits]
     sounds += [Sound(hit - 0.05, "cloth", 1.0) for hit in hits]
     sounds += [Sound(hit + 0.25, "step", 1.2) for hit in hits]
     if rng.random() < 0.6:
@@ -176,12 +177,11 @@ def grapple(cast: Cast) -> Performance:
         person.lean += sway(rng, t, 1.5, 0.1)
         person.split_feet(0.4, lead=int(rng.integers(2)))
     _hold(first, second, up=(rng.uniform(0.66, 0.8), rng.uniform(0.66, 0.8)), depth=0.06)
-    times = np.sort(rng.uniform(0.1, t[-1], max(3, int(2.5 * t[-1]))))
-    sounds = [Sound(float(at), "cloth", rng.uniform(0.8, 1.4)) for at in times]
-    sounds += [Sound(float(at), "step", rng.uniform(0.6, 1.1)) for at in times[::2]]
-    sounds += [
-        Sound(float(at) + 0.1, "grunt", 0.5, cast.bodies[i % 2].voice_hz) for i, at in enumerate(times[1::3])
-    ]
+    times = np.sort(rng.uniform(0.1, t[-1], max(2, round(1.5 * t[-1]))))
+    sounds = [Sound(float(at), "cloth", rng.uniform(0.7, 1.2)) for at in times]
+    sounds += [Sound(float(at), "step", rng.uniform(0.5, 1.0)) for at in times[::2]]
+    if rng.random() < 0.5:
+        sounds.append(Sound(float(times[-1]), "grunt", 0.5, cast.bodies[int(rng.integers(2))].voice_hz))
     return Performance([first.pose(), second.pose()], sounds)
 
 
@@ -195,12 +195,14 @@ def hug(cast: Cast) -> Performance:
         person.side += 0.1 * rng.choice([-1, 1]) + sway(rng, t, 0.4, 0.03)
         person.split_feet(rng.uniform(0.1, 0.4), lead=int(rng.integers(2)))
     _hold(first, second, up=(rng.uniform(0.64, 0.8), rng.uniform(0.64, 0.8)), depth=0.08)
-    sounds = [Sound(float(rng.uniform(0.05, 0.5)), "cloth", 1.0)]
+    rustles = rng.uniform(0.05, 1.2, int(rng.integers(1, 4)))
+    sounds = [Sound(float(at), "cloth", rng.uniform(0.7, 1.2)) for at in rustles]
+    if rng.random() < 0.5:  # pats on the back
+        pats = rng.uniform(0.4, 1.0) + np.arange(2) * 0.28
+        sounds += [Sound(float(at), "thud", rng.uniform(0.25, 0.5)) for at in pats]
     if rng.random() < 0.7:
         kind = "laugh" if rng.random() < 0.3 else "murmur"
-        sounds.append(
-            Sound(float(rng.uniform(0.3, 0.9)), kind, 0.6, cast.bodies[int(rng.integers(2))].voice_hz)
-        )
+        sounds.append(Sound(float(rng.uniform(0.3, 0.9)), kind, 0.6, cast.bodies[int(rng.integers(2))].voice_hz))
     return Performance([first.pose(), second.pose()], sounds)
 
 
@@ -223,7 +225,7 @@ def dance(cast: Cast) -> Performance:
         person.hands, person.pelvis = keep, person.pelvis + np.array([0, 1.0, 0]) * bounce[:, None]
         person.side += 0.08 * np.sin(np.pi * tempo * t)
     _hold(first, second, up=(rng.uniform(0.64, 0.8), rng.uniform(0.64, 0.8)), depth=0.05)
-    sounds = [Sound(step, "step", rng.uniform(0.8, 1.1)) for step in steps]
+    sounds = [Sound(step, "step", rng.uniform(0.7, 1.2)) for step in steps]
     if rng.random() < 0.3:
         sounds.append(Sound(float(rng.uniform(0.2, 1.0)), "laugh", 0.5, cast.bodies[1].voice_hz))
     return Performance([first.pose(), second.pose()], sounds)

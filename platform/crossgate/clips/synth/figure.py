@@ -75,7 +75,7 @@ class Pose:
     Attributes:
         pelvis: (T, 3) centre of the hips.
         heading: (T,) direction faced, radians about the vertical; 0 looks along +x, pi/2 towards the viewer.
-        lean: (T,) trunk forward, radians. side: (T,) trunk to the left. twist: (T,) shoulders against hips, to the left.
+        lean: (T,) trunk forward, radians. side: (T,) trunk to the left. twist: (T,) shoulders turned to the left.
         nod: (T,) head forward, radians.
         hands, feet: (T, 2, 3) wrists and ankles, left then right.
     """
@@ -134,9 +134,7 @@ def joints(body: Body, pose: Pose) -> dict[str, np.ndarray]:
     hips = pose.pelvis[:, None] + sides * left[:, None] * 0.05 * h
     elbow_pole = -0.8 * UP + sides * 0.45 * across[:, None] - 0.35 * face[:, None]
     elbows, wrists = two_bones(shoulders, pose.hands, 0.172 * h, 0.155 * h, elbow_pole)
-    knees, ankles = two_bones(
-        hips, pose.feet, 0.245 * h, 0.243 * h, ahead[:, None] + 0.12 * sides * left[:, None]
-    )
+    knees, ankles = two_bones(hips, pose.feet, 0.245 * h, 0.243 * h, ahead[:, None] + 0.12 * sides * left[:, None])
     fingers = wrists - elbows
     fingers /= np.maximum(np.linalg.norm(fingers, axis=-1, keepdims=True), 1e-6)
     raised = np.clip((ankles[..., 1:2] - 0.1 * h) / (0.25 * h), 0, 1)
@@ -181,9 +179,7 @@ def limbs(body: Body, j: dict[str, np.ndarray]) -> Limbs:
         parts.append((a, b, r0, r1, colour, pattern))
 
     head = j["head"]
-    part(
-        head - crown * 0.025 * h + look * 0.012 * h, head + crown * 0.015 * h, 0.046 * h, 0.056 * h, body.skin
-    )
+    part(head - crown * 0.025 * h + look * 0.012 * h, head + crown * 0.015 * h, 0.046 * h, 0.056 * h, body.skin)
     part(head + crown * 0.026 * h - look * 0.008 * h, head - look * 0.02 * h, 0.055 * h, 0.052 * h, body.hair)
     part(j["neck"] - crown * 0.01 * h, head - crown * 0.03 * h, 0.032 * w, 0.03 * w, body.skin)
     part(j["shoulders"][:, 0], j["shoulders"][:, 1], 0.042 * w, 0.042 * w, body.top, cloth)

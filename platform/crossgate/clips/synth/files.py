@@ -29,7 +29,9 @@ def write_video(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray | No
             video = container.add_stream("libx264", rate=fps)
             video.height, video.width = frames.shape[1:3]
             video.pix_fmt = "yuv420p"
-            video.options = {"preset": "veryfast", "crf": "21", "threads": "1", "x264-params": "log-level=none"}
+            # Without lookahead: with it, x264 gives other bits from run to run for the same frames.
+            video.options = {"preset": "veryfast", "crf": "21", "tune": "zerolatency", "threads": "1"}
+            video.options |= {"x264-params": "sliced-threads=0:weightp=0:mbtree=0:log-level=none"}
             video.codec_context.thread_count = 1
             audio = None
             if sound is not None:

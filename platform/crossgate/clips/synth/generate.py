@@ -74,7 +74,9 @@ def generate(
         return _write_manifest(out, plans, splits, size, fps, seconds)
     except OSError as error:
         raise UserError(
-            f"could not write clips: {error.strerror or error}", where=out, cure="free some space or name another folder"
+            f"could not write clips: {error.strerror or error}",
+            where=out,
+            cure="free some space or name another folder",
         ) from error
 
 
@@ -88,7 +90,7 @@ def _check(arguments: dict) -> None:
         ("seconds", 1 <= arguments["seconds"] <= 60, "1 to 60"),
         ("clips_per_group", arguments["clips_per_group"] >= 1, "1 or more"),
         ("degraded", 0 <= arguments["degraded"] <= 1, "a share from 0 to 1"),
-        ("val", 0 <= arguments["val"] and arguments["val"] + arguments["test"] < 1, "val + test below 1"),
+        ("val", arguments["val"] >= 0 and arguments["val"] + arguments["test"] < 1, "val + test below 1"),
         ("test", arguments["test"] >= 0, "a share from 0 to 1"),
     )
     for name, holds, expected in rules:
@@ -107,11 +109,15 @@ def _claim(out: Path, arguments: dict) -> None:
         except ValueError:
             earlier = {}
         if earlier != arguments:
-            other = [name for name in arguments if not isinstance(earlier, dict) or earlier.get(name) != arguments[name]]
+            other = [
+                name for name in arguments if not isinstance(earlier, dict) or earlier.get(name) != arguments[name]
+            ]
             raise UserError(
                 f"holds clips made with another {', '.join(other) or 'set of arguments'}",
-                where=out, expected="the same arguments or an empty folder", cure="name another folder or remove this one",
-            )  # fmt: skip
+                where=out,
+                expected="the same arguments or an empty folder",
+                cure="name another folder or remove this one",
+            )
         return
     if out.exists() and any(out.iterdir()):
         raise UserError("is not empty", where=out, expected="an empty folder", cure="name another one")

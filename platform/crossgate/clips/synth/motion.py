@@ -50,11 +50,10 @@ class Cast:
     rng: np.random.Generator
 
     def beats(self, period: tuple[float, float], first: tuple[float, float]) -> np.ndarray:
-        """Returns moments on the frame grid, at a drawn period, leaving 0.2 s at the end (at least one)."""
+        """Returns moments at a drawn, even period, all on the frame grid; none in the last 0.2 s but the first."""
         step = self.t[1] - self.t[0]
-        start, gap = self.rng.uniform(*first), self.rng.uniform(*period)
-        times = np.arange(start, max(self.t[-1] - 0.2, start + 1e-6), gap)
-        return np.round(times / step) * step
+        start, gap = (max(1, round(self.rng.uniform(*drawn) / step)) for drawn in (first, period))
+        return np.arange(start, max(len(self.t) - 0.2 / step, start + 1), gap) * step
 
 
 def smooth(x: np.ndarray) -> np.ndarray:
@@ -63,9 +62,7 @@ def smooth(x: np.ndarray) -> np.ndarray:
     return x**3 * (10 - 15 * x + 6 * x**2)
 
 
-def strike(
-    t: np.ndarray, hits: np.ndarray, wind: float = 0.25, out: float = 0.14, back: float = 0.4
-) -> np.ndarray:
+def strike(t: np.ndarray, hits: np.ndarray, wind: float = 0.25, out: float = 0.14, back: float = 0.4) -> np.ndarray:
     """Returns (T,) reach of a blow: about -0.25 at the end of the wind-up, 1 at each hit, 0 at rest."""
     reach = np.zeros_like(t)
     for hit in hits:
@@ -133,10 +130,10 @@ class Stance:
 
     def at(self, ahead, left, up) -> np.ndarray:
         """Returns (T, 3) world points given relative to the ground point and the heading, metres."""
-        f, l = forward_left(self.heading)
+        f, side = forward_left(self.heading)
         n = len(self.t)
         ahead, left, up = (np.broadcast_to(np.asarray(v, float), (n,))[:, None] for v in (ahead, left, up))
-        return self.ground + f * ahead + l * left + np.array([0, 1.0, 0]) * up
+        return self.ground + f * ahead + side * left + np.array([0, 1.0, 0]) * up
 
     def idle(self, rng: np.random.Generator) -> Stance:
         """Adds the small movements of someone who stands."""
@@ -162,9 +159,7 @@ class Stance:
 
     def pose(self) -> Pose:
         """Returns the finished pose."""
-        return Pose(
-            self.pelvis, self.heading, self.lean, self.side, self.twist, self.nod, self.hands, self.feet
-        )
+        return Pose(self.pelvis, self.heading, self.lean, self.side, self.twist, self.nod, self.hands, self.feet)
 
 
 def gait(person: Stance, speed: np.ndarray, step_hz: float, phase: float, amount: float = 1.0) -> list[float]:
@@ -191,7 +186,5 @@ def gait(person: Stance, speed: np.ndarray, step_hz: float, phase: float, amount
         person.hands[:, s] = person.at(0.04 * h + swing, sign * 0.15 * h, 0.46 * h + np.abs(swing) * 0.2)
         first = ((0.5 - phase - 0.5 * s) % 1.0) / (step_hz / 2)
         steps += list(np.arange(first, person.t[-1], 2 / step_hz))
-    person.pelvis = (
-        person.pelvis + np.array([0, 1.0, 0]) * (0.012 * h * np.cos(4 * np.pi * cycle))[:, None] * amount
-    )
+    person.pelvis = person.pelvis + np.array([0, 1.0, 0]) * (0.012 * h * np.cos(4 * np.pi * cycle))[:, None] * amount
     return sorted(float(step) for step in steps)

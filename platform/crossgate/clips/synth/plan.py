@@ -52,9 +52,7 @@ def plan_clip(seed: int, index: int, clips_per_group: int, degraded: float) -> C
     return ClipPlan(index, index // clips_per_group, action, spoiled)
 
 
-def plan_splits(
-    seed: int, clips: int, clips_per_group: int, fractions: dict[str, float]
-) -> list[str]:
+def plan_splits(seed: int, clips: int, clips_per_group: int, fractions: dict[str, float]) -> list[str]:
     """Returns the split of each clip. No group is cut; with three cohorts or more, every split covers every action.
 
     A cohort is the fewest whole groups that together show every action equally often. With fewer clips than three

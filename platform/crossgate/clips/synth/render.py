@@ -103,11 +103,14 @@ def cast_rays(
     inner = d[limb]
     k2, k1 = inner * dd - dx * dx, inner * da - dx * start[limb]
     h = k1 * k1 - k2 * rest[limb]
-    t = (k1 - np.sqrt(np.maximum(h, 0))) / np.maximum(k2, 1e-12)
+    # Where k2 < 0 the ray is steeper than the envelope, which then lies open towards it or away from it: the same
+    # root is the way in, or the way out behind a sphere.
+    steep = k2 < 0
+    t = (k1 - np.sqrt(np.maximum(h, 0))) / np.where(np.abs(k2) < 1e-12, np.inf, k2)
     along = (t * dx - start[limb]) / inner
-    t[(along < 0) | (along > 1) | (h < 0) | (k2 <= 1e-12)] = np.inf
-    # The spheres lie within the envelope, so they matter only where it is not hit between the ends.
-    open_ = np.flatnonzero(np.isinf(t))
+    t[(along < 0) | (along > 1) | (h < 0) | (t <= 0)] = np.inf
+    # The spheres lie within the envelope, so otherwise they matter only where it is not hit between the ends.
+    open_ = np.flatnonzero(np.isinf(t) | steep)
     for s, end in ((0, a), (1, b)):
         dot = da[open_] + s * dx[open_]
         root = dot * dot - dd[open_] * ((end**2).sum(1) - radii[:, s] ** 2)[limb[open_]]

@@ -94,7 +94,7 @@ class Scene:
 
 def _draw_room(rng: np.random.Generator) -> Room:
     def muted(low: float, high: float) -> np.ndarray:
-        return rng.uniform(low, high) * (1 + rng.uniform(-0.22, 0.22, 3))
+        return rng.uniform(low, high) * (1 + rng.uniform(-0.13, 0.13, 3))
 
     back, side = rng.uniform(1.6, 3.6), rng.choice([-1, 1]) * rng.uniform(2.0, 4.0)
     boxes = []
@@ -105,14 +105,14 @@ def _draw_room(rng: np.random.Generator) -> Room:
         boxes.append([x, z, rng.uniform(0.15, 0.55), half_depth, rng.uniform(0.35, 1.7), 0.0])
     pictures = [
         [rng.uniform(-2.2, 2.2), rng.uniform(1.3, 1.9), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.5)]
-        for _ in range(int(rng.integers(0, 4)))
+        for _ in range(int(rng.integers(0, 3)))
     ]
     return Room(
         yaw=rng.uniform(-0.45, 0.45), back=back, side=side,
         floor=str(rng.choice(["planks", "tiles", "carpet", "concrete"])),
         wall=str(rng.choice(["plain", "bricks", "stripes", "panels"])),
-        floor_colour=muted(0.28, 0.62), wall_colour=muted(0.4, 0.85),
-        boxes=np.array(boxes), box_colours=np.stack([muted(0.2, 0.7) for _ in boxes]),
+        floor_colour=muted(0.35, 0.62), wall_colour=muted(0.55, 0.85),
+        boxes=np.array(boxes), box_colours=np.stack([muted(0.3, 0.65) for _ in boxes]),
         pictures=np.array(pictures).reshape(-1, 4), picture_colours=rng.uniform(0.1, 0.95, (len(pictures), 2, 3)),
         seed=int(rng.integers(2**31)),
     )  # fmt: skip
@@ -129,7 +129,7 @@ def draw_scene(rng: np.random.Generator, aspect: float = 4 / 3) -> Scene:
     warmth = rng.uniform(-0.1, 0.1)
     return Scene(
         camera=camera, room=_draw_room(rng), bodies=(draw_body(rng), draw_body(rng)),
-        turn=rng.uniform(-0.6, 0.6), light=light / np.linalg.norm(light), ambient=rng.uniform(0.3, 0.5),
+        turn=rng.uniform(-0.5, 0.5), light=light / np.linalg.norm(light), ambient=rng.uniform(0.3, 0.5),
         tint=np.array([1 + warmth, 1.0, 1 - warmth]) * rng.uniform(0.9, 1.1), shake=rng.uniform(0, 0.004),
         grain=rng.uniform(1.0, 4.0), hum=rng.uniform(0, 0.003), ambience=rng.uniform(0.002, 0.008),
     )  # fmt: skip

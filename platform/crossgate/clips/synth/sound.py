@@ -105,10 +105,16 @@ BURSTS: dict[str, Callable[[np.random.Generator, Sound], np.ndarray]] = {
 }  # fmt: skip
 
 
+_OFF_STAGE = (
+    ("murmur", 0.3, 0.6), ("thud", 0.2, 0.6), ("step", 0.15, 0.5), ("cloth", 0.3, 1.0), ("laugh", 0.08, 0.5),
+    ("grunt", 0.1, 0.5), ("slap", 0.08, 0.6),
+)  # fmt: skip
+
+
 def distractors(rng: np.random.Generator, seconds: float) -> list[Sound]:
     """Returns what happens off stage: voices, a door, steps in the corridor. It says nothing about the action."""
     sounds = []
-    for kind, chance, loud in (("murmur", 0.25, 0.6), ("thud", 0.1, 0.3), ("step", 0.15, 0.5), ("laugh", 0.08, 0.5)):
+    for kind, chance, loud in _OFF_STAGE:
         if rng.random() < chance:
             sounds.append(Sound(rng.uniform(0, seconds), kind, loud * rng.uniform(0.5, 1), rng.uniform(95, 230)))
     return sounds
