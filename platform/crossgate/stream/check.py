@@ -53,6 +53,12 @@ class CheckReport:
         """Nothing is broken."""
         return not self.problems
 
+    def summary(self) -> str:
+        """Returns one line for a person."""
+        size = f"{self.shards} shards, {self.clips} clips ({self.decoded} decoded), {self.bytes / 1e6:.1f} MB"
+        found = f"{len(self.problems)} problems" if self.problems else "all is well"
+        return f"{size}: {found}: {self.url}"
+
 
 @dataclass
 class _ShardReport:
@@ -67,7 +73,7 @@ def check(
     url: str,
     *,
     fast: bool = False,
-    workers: int | None = None,
+    workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
     decode: Decode | None = None,
 ) -> CheckReport:
@@ -76,7 +82,7 @@ def check(
     Args:
         url: folder of the shards.
         fast: do not decode.
-        workers: processes (one a CPU if None, none if 0).
+        workers: processes (0: one a core; 1: none besides this one).
         progress: called with (shards done, shards in all).
         decode: the codec (`clips.tensors.clip_tensors` if None).
 
@@ -101,10 +107,10 @@ def check(
     return report
 
 
-def _all_shards(index: Index, fast: bool, workers: int | None, decode: Decode | None) -> Iterator[_ShardReport]:
+def _all_shards(index: Index, fast: bool, workers: int, decode: Decode | None) -> Iterator[_ShardReport]:
     numbers = range(len(index.names))
-    workers = min(len(os.sched_getaffinity(0)) if workers is None else workers, len(numbers))
-    if workers < 1:
+    workers = min(workers or len(os.sched_getaffinity(0)), len(numbers))
+    if workers <= 1:
         yield from (_check_shard(index, number, fast, decode) for number in numbers)
         return
     with ProcessPoolExecutor(

@@ -70,7 +70,7 @@ class EvaluationPlan:
         self, selection: Selection, *, batch_size: int, rank: int = 0, ranks: int = 1, limit: int | None = None
     ) -> None:
         self.shards, self.batch_size = selection.shards, batch_size
-        self._ends = np.cumsum(selection.counts)
+        self._counts, self._ends = selection.counts, np.cumsum(selection.counts)
         self._total = selection.total
         self._taken = min(self._total, self._total if limit is None else limit)
         self._begin, self._end = (self._taken * r // ranks for r in (rank, rank + 1))
@@ -82,5 +82,4 @@ class EvaluationPlan:
         place = np.arange(first, min(first + self.batch_size, self._end), dtype=np.int64)
         clip = place * self._total // self._taken
         shard = np.searchsorted(self._ends, clip, side="right")
-        before = np.where(shard > 0, self._ends[shard - 1], 0)
-        return Unit(0, self.shards[shard], clip - before)
+        return Unit(0, self.shards[shard], clip - (self._ends[shard] - self._counts[shard]))

@@ -11,7 +11,7 @@ import numpy as np
 
 from crossgate.errors import UserError
 from crossgate.modality import MODALITIES, ordered
-from crossgate.stream.index import Index
+from crossgate.stream.index import Index, Selection
 from crossgate.stream.sidecar import Sidecar
 
 MAX_CLIP_BYTES = 256 << 20
@@ -19,7 +19,7 @@ MAX_CLIP_BYTES = 256 << 20
 
 _SIDECAR_BYTES = 128 << 20
 _FILES = 128
-_GAP = 64 << 10
+_LOCAL_GAP, _REMOTE_GAP = 4 << 10, 64 << 10  # bytes that cost less than another read
 
 
 @dataclass
@@ -80,13 +80,14 @@ class ClipReader:
             UserError: when a shard cannot be read, or is not the one that was indexed.
         """
         clips, ranges, owners = [], [], []
+        gap = _LOCAL_GAP if self.index.store.local else _REMOTE_GAP
         for shard, row in zip(shards.tolist(), rows.tolist()):
             clip, members = self._describe(shard, row)
             if sum(size for _, size in members.values()) > MAX_CLIP_BYTES:
                 clip.error = f"longer than {MAX_CLIP_BYTES >> 20} MiB"
             else:
                 clip.members = {}
-                for start, end, parts in _runs(members):
+                for start, end, parts in _runs(members, gap):
                     ranges.append((shard, start, end))
                     owners.append((clip.members, start, parts))
             clips.append(clip)
@@ -168,11 +169,32 @@ class ClipReader:
             )
 
 
-def _runs(members: dict[str, tuple[int, int]]) -> list[tuple[int, int, list[tuple[str, int, int]]]]:
+def read_clips(index: Index, selection: Selection, places: np.ndarray) -> list[dict[str, bytes]]:
+    """Returns the members (suffix -> bytes, of all modalities) of some clips of a selection.
+
+    Args:
+        index: of the shards.
+        selection: of that index.
+        places: ``(n,)`` numbers of clips, counted through the selection.
+
+    Raises:
+        UserError: when a shard cannot be read, or a clip is too long to be read.
+    """
+    ends = np.cumsum(selection.counts)
+    shard = np.searchsorted(ends, places, side="right")
+    rows = places - (ends[shard] - selection.counts[shard])
+    clips = ClipReader(index, tuple(MODALITIES)).fetch(selection.shards[shard], rows)
+    for clip in clips:
+        if clip.error:
+            raise UserError(f"clip {clip.key!r} cannot be read: {clip.error}", where=clip.shard)
+    return [clip.members or {} for clip in clips]
+
+
+def _runs(members: dict[str, tuple[int, int]], gap: int) -> list[tuple[int, int, list[tuple[str, int, int]]]]:
     """Joins members that lie close together: ``(start, end, [(suffix, offset, size)])``."""
     runs: list[tuple[int, int, list[tuple[str, int, int]]]] = []
     for suffix, (offset, size) in sorted(members.items(), key=lambda item: item[1]):
-        if runs and offset - runs[-1][1] <= _GAP:
+        if runs and offset - runs[-1][1] <= gap:
             start, end, parts = runs[-1]
             runs[-1] = (start, max(end, offset + size), [*parts, (suffix, offset, size)])
         else:

@@ -83,6 +83,8 @@ class ShardWriter(AbstractContextManager):
             raise UserError(f"clip key {key!r} appears twice", where=self.name)
         if record.get("split", self.split) != self.split:
             raise UserError(f"clip {key!r} is of split {record['split']!r}", where=self.name, expected=self.split)
+        if "json" in members:
+            raise ValueError("the json member is made from the record")
         text = json.dumps({"key": key, "split": self.split, **record}, sort_keys=True, ensure_ascii=False).encode()
         places = {suffix: self._add(f"{key}.{suffix}", data) for suffix, data in {"json": text, **members}.items()}
         self._keys.add(key)
