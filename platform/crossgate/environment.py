@@ -25,24 +25,13 @@ def torchrun_world() -> tuple[int, int, int] | None:
     return rank, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ["WORLD_SIZE"])
 
 
-def set_single_process_world(port: int) -> None:
-    """Describes a world of one process, which DeepSpeed reads from the environment."""
-    os.environ.update(
-        RANK="0",
-        LOCAL_RANK="0",
-        WORLD_SIZE="1",
-        LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-
-
 def calm_mlflow() -> None:
-    """Turns MLflow's telemetry off and shortens its patience, where the user has not decided otherwise.
+    """Turns MLflow's telemetry and progress bars off and shortens its patience, where the user has not decided otherwise.
 
     By default a call to a dead server retries for four minutes; `tracking` keeps and resends by itself.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
@@ -63,8 +52,9 @@ def ray_address() -> str | None:
     return os.environ.get("RAY_ADDRESS")
 
 
-def calm_deepspeed(cpu: bool) -> None:
-    """Names the accelerator, so that DeepSpeed does not guess aloud, where the user has not decided otherwise."""
+def prepare_deepspeed(local_rank: int, cpu: bool) -> None:
+    """Sets what DeepSpeed insists on reading here; naming the accelerator also keeps it from guessing aloud."""
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if cpu else "cuda")
 
 
@@ -77,8 +67,16 @@ def calm_ray(poll_seconds: float = 0.2) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # ranks of a dead group cannot say goodbye
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks even when told not to
+
+
+def expect_no_preemption() -> None:
+    """For a private cluster, whose only machine nobody takes away: Ray need not watch for that."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def worker_environment(source_root: Path) -> dict[str, str]:

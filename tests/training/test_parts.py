@@ -56,13 +56,6 @@ def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path):
         deepspeed_settings(tiny_recipe(tmp_path, "x"), World(0, 0, 3, CPU))
 
 
-def test_a_parameter_without_dimensions_is_named(tmp_path):
-    task = TinyTask()
-    task.temperature = torch.nn.Parameter(torch.tensor(1.0))
-    with pytest.raises(ValueError, match="temperature has no dimension"):
-        build_engine(task, tiny_recipe(tmp_path, "x"), current_world())
-
-
 def test_the_callers_task_stays_plain(tmp_path):
     task = TinyTask()
     before = {name: value.clone() for name, value in task.state_dict().items()}

@@ -40,14 +40,14 @@ class TinyBatch:
 
 
 class TinyModel(nn.Module):
-    """Norm, a bare scalar, a buffer and a frozen part: what real tasks have."""
+    """Norm, a scalar without dimension, a buffer and a frozen part: what real tasks have."""
 
     def __init__(self) -> None:
         super().__init__()
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.encoder = nn.Sequential(nn.Linear(WIDTH, 24), nn.LayerNorm(24), nn.GELU())
         self.head = nn.Linear(24, CLASSES)
-        self.scale = nn.Parameter(torch.ones(1))
+        self.scale = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("mean", torch.full((WIDTH,), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,6 +189,17 @@ def run(recipe: Recipe) -> dict[str, Any]:
     if world.leads:
         (run_dir / "results.json").write_text(json.dumps(results))
     return results
+
+
+def run_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
+    """A trial of the search tests: the learning rate decides, and 0.5 stands for a setting that fails."""
+    marker = Path(recipe.run.output) / f"{recipe.run.name}.started"
+    marker.write_text(marker.read_text() + "x" if marker.exists() else "x")
+    if recipe.optim.lr == 0.5:
+        raise RuntimeError("this trial fails\nsecond line")
+    result = run_fit(recipe)
+    heard(result.metrics)
+    return {"step": result.best_step}
 
 
 def main() -> None:

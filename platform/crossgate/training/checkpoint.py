@@ -99,7 +99,7 @@ def claim_run_dir(run_dir: Path, recipe: Recipe, world: World) -> None:
 
 def newest_whole(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest checkpoint whose every byte is as written, and why each newer one was passed over."""
-    refused = []
+    refused: list[str] = []
     for path in sorted((run_dir / "checkpoints").glob("step-*"), reverse=True):
         try:
             return verify(path), refused

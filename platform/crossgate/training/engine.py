@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import sys
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,13 @@ class Step(nn.Module):
         super().__init__()
         self.task = task
         self._device, self._precision = device, precision
+        self.scalars: set[int] = set()
+        """Parameters that have no dimension in the caller's task, by `id`."""
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with self.autocast():
-            return self.task(batch)
+            loss, report = self.task(batch)
+        return loss.reshape(()), report
 
     def autocast(self) -> AbstractContextManager[None]:
         """Returns the context in which the task computes; a fresh one each time."""
@@ -61,14 +67,14 @@ def build_engine(task: nn.Module, recipe: Recipe, world: World) -> Any:
 
     Raises:
         UserError: for a DeepSpeed JSON that cannot be used, or a batch that the ranks cannot share evenly.
-        ValueError: for a parameter without dimensions.
     """
     deepspeed = _import_deepspeed(world)
     settings = deepspeed_settings(recipe, world)
     module = Step(copy.deepcopy(task), world.device, recipe.engine.precision)
-    for name, parameter in module.task.named_parameters():
-        if parameter.ndim == 0:
-            raise ValueError(f"parameter {name} has no dimension, which DeepSpeed cannot send: give it shape (1,)")
+    for parameter in module.task.parameters():
+        if parameter.ndim == 0:  # DeepSpeed cannot broadcast it; `full_weights` gives the shape back
+            parameter.data = parameter.data.reshape(1)
+            module.scalars.add(id(parameter))
     with _quiet():
         engine, *_ = deepspeed.initialize(
             model=module,
@@ -125,19 +131,20 @@ def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
         if whole is None:
             whole = _gathered(value)
         if world.leads:
-            whole = whole.detach()
+            whole = whole.detach().reshape(() if id(value) in engine.module.scalars else whole.shape)
             state[name] = (whole.float() if whole.is_floating_point() else whole).cpu().clone().contiguous()
     return state
 
 
-def _gathered(value: Tensor) -> Tensor:
+def _gathered(value: Any) -> Tensor:
     """Returns a buffer or frozen weight whole; ZeRO-3 shards even what does not train."""
     if not hasattr(value, "ds_id"):
         return value
     from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([value]):
-        return value.detach().clone()
+        whole: Tensor = value.detach().clone()
+    return whole
 
 
 def _adamw(task: nn.Module, recipe: Recipe, world: World) -> torch.optim.AdamW:
@@ -153,10 +160,10 @@ def _adamw(task: nn.Module, recipe: Recipe, world: World) -> torch.optim.AdamW:
 
 
 def _import_deepspeed(world: World) -> Any:
-    environment.calm_deepspeed(cpu=world.device.type == "cpu")
+    environment.prepare_deepspeed(world.local_rank, cpu=world.device.type == "cpu")
     # DeepSpeed calls collectives that torch has renamed; the user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    with _quiet():
+    with _quiet(), _without_stderr():
         import deepspeed
         import deepspeed.comm
         import deepspeed.ops
@@ -165,7 +172,9 @@ def _import_deepspeed(world: World) -> Any:
             # Shared-memory collectives would be compiled for one to two minutes at the first start; gloo does as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if not deepspeed.comm.is_initialized():
-            deepspeed.init_distributed("nccl" if world.device.type == "cuda" else "gloo", verbose=False)
+            deepspeed.init_distributed(
+                "nccl" if world.device.type == "cuda" else "gloo", verbose=False, auto_mpi_discovery=False
+            )
     return deepspeed
 
 
@@ -191,6 +200,20 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Swallows what child processes say: at its import DeepSpeed tries out which libraries a compiler can find."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class _quiet(warnings.catch_warnings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import atexit
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -94,21 +94,22 @@ def current_world(timeout_s: float = 1800.0) -> World:
     """
     global _control
     described = environment.torchrun_world()
-    if described is None:
-        environment.set_single_process_world(_free_port())
-        described = 0, 0, 1
-    rank, local_rank, ranks = described
+    rank, local_rank, ranks = described or (0, 0, 1)
     device = _device(local_rank)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout_s))
+        # Alone, no port is needed, and no variable is left behind for child processes to stumble over.
+        store = None if described else dist.HashStore()
+        timeout = timedelta(seconds=timeout_s)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+        atexit.register(leave_world)
     if ranks > 1 and _control is None:
         _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     return World(rank, local_rank, ranks, device)
 
 
 def leave_world() -> None:
-    """Leaves the process group, if this process joined one."""
+    """Leaves the process group for good: DeepSpeed remembers its groups, so a process joins one world only."""
     global _control
     _control = None
     if dist.is_initialized():
@@ -126,9 +127,3 @@ def _device(local_rank: int) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,0 +1,193 @@
+"""Starts a run: in this process, as one of torchrun's ranks, or on the workers of Ray Train."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crossgate import environment
+from crossgate.cluster.paths import with_absolute_paths
+from crossgate.cluster.session import ray_session
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.recipe import parse_recipe
+
+
+def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs a recipe and returns what its entry returned on rank 0.
+
+    Args:
+        recipe: `cluster` says how many ranks, and where.
+        entry: ``module:function`` of ``function(recipe) -> dict``, called on every rank (empty: the recipe's kind in
+            `crossgate.runs`). A name and not a function, so that Ray's workers import it themselves.
+        arguments: further keyword arguments of the entry.
+
+    Raises:
+        UserError: from the run, wherever it was raised, or when Ray cannot be had.
+    """
+    recipe = with_absolute_paths(recipe)
+    entry = entry or f"crossgate.runs.{recipe.kind}:run"
+    if _here(recipe):
+        return resolve(entry)(recipe, **(arguments or {}))
+    return _launch_on_ray(recipe, entry, arguments or {})
+
+
+def _here(recipe: Recipe) -> bool:
+    """Whether this process is itself a rank."""
+    launcher = recipe.cluster.launcher
+    if launcher == "auto":
+        return environment.torchrun_world() is not None or recipe.cluster.workers == 1
+    return launcher == "local"
+
+
+def resolve(entry: str) -> Callable[..., dict[str, Any]]:
+    """Returns the function that ``module:function`` names."""
+    module, _, function = entry.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+# ---- Ray Train -------------------------------------------------------------------------------------------------
+
+
+def _launch_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, str]) -> dict[str, Any]:
+    cluster = recipe.cluster
+    mail = _Mail.fresh(recipe)
+    cpus, gpus = cluster.workers * cluster.cpus_per_worker, cluster.workers * cluster.gpus_per_worker
+    with ray_session(cluster, cpus, gpus):
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.config import LoggingConfig
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={
+                "recipe": recipe.model_dump(mode="json"),
+                "entry": entry,
+                "arguments": dict(arguments),
+                "mail": str(mail.folder),
+            },
+            torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers,
+                use_gpu=cluster.gpus_per_worker > 0,
+                resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker},
+            ),
+            run_config=RunConfig(  # type: ignore[call-arg]  # ray.train is typed as its first version
+                name=recipe.run.name,
+                storage_path=str(Path(recipe.run.output) / ".ray"),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            mail.raise_complaint()
+            raise _given_up(error, recipe) from None
+    mail.raise_complaint()
+    return mail.result()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One rank on Ray. Progress lives in the run directory, so a restart is simply a start."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    mail = _Mail(Path(config["mail"]))
+    if mail.complaints():
+        return  # restarted because some rank complained: no use in trying again
+    try:
+        result = resolve(config["entry"])(parse_recipe(config["recipe"]), **config["arguments"])
+    except UserError as error:
+        mail.complain(rank, error)
+        if not mail.all_complain(ranks):
+            raise  # others may wait for this rank in a collective: only Ray can end them
+        return
+    if rank == 0:
+        mail.deliver(result)
+
+
+def _given_up(error: Exception, recipe: Recipe) -> Exception:
+    """Returns the user's error inside Ray's, if it is one."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        if isinstance(failure, UserError):
+            return failure
+    reason = str(error).strip().splitlines()[-1]
+    return UserError(
+        f"the run failed and was restarted {recipe.cluster.max_failures} times in vain ({reason})",
+        where=recipe.run.name,
+        cure="see the workers' messages above; starting it again resumes from its last checkpoint",
+    )
+
+
+class _Mail:
+    """Messages from the ranks to the one who launched them, in a folder of the run that all of them see."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def fresh(cls, recipe: Recipe) -> _Mail:
+        """Makes an empty folder; letters of earlier launches are thrown away."""
+        root = Path(recipe.run.output) / recipe.run.name / ".launch"
+        try:
+            shutil.rmtree(root, ignore_errors=True)
+            folder = root / uuid.uuid4().hex[:12]
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot be written ({error.strerror})", where=root, cure="set run.output") from None
+        return cls(folder)
+
+    def complain(self, rank: int, error: UserError) -> None:
+        """Notes a user error of a rank."""
+        fields = {"what": error.what, "where": error.where, "expected": error.expected, "cure": error.cure}
+        self._write(
+            f"complaint-{rank:05d}", {key: None if value is None else str(value) for key, value in fields.items()}
+        )
+
+    def complaints(self) -> list[dict[str, str | None]]:
+        """Returns the user errors so far, in the order of ranks."""
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("complaint-*.json"))]
+
+    def all_complain(self, ranks: int, patience_s: float = 5.0) -> bool:
+        """Returns whether every rank has complained, after waiting a little for the slow ones."""
+        until = time.monotonic() + patience_s
+        while len(self.complaints()) < ranks:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def raise_complaint(self) -> None:
+        """Raises the first rank's user error, if there is one."""
+        for complaint in self.complaints():
+            raise UserError(
+                str(complaint["what"]),
+                where=complaint["where"],
+                expected=complaint["expected"],
+                cure=complaint["cure"],
+            )
+
+    def deliver(self, result: dict[str, Any]) -> None:
+        """Hands in what the entry returned on rank 0."""
+        self._write("result", result)
+
+    def result(self) -> dict[str, Any]:
+        """Returns what rank 0 handed in."""
+        path = self.folder / "result.json"
+        result = json.loads(path.read_text()) if path.exists() else {}
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+        return result
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        partial = self.folder / f".{name}.partial"
+        partial.write_text(json.dumps(content, default=str))
+        partial.replace(self.folder / f"{name}.json")

@@ -1,0 +1,88 @@
+"""A connection to Ray: the running cluster if there is one, else a private one for as long as it is needed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import crossgate
+from crossgate import environment
+from crossgate.config import ClusterConfig
+from crossgate.errors import UserError
+
+log = logging.getLogger(__name__)
+LOCAL = "local"
+
+
+@contextmanager
+def ray_session(config: ClusterConfig, cpus: float, gpus: float = 0.0) -> Iterator[Any]:
+    """Gives the `ray` module, connected; disconnects at the end, unless it was connected before.
+
+    Args:
+        config: `address` may be ``local`` for a private cluster in any case.
+        cpus: CPUs that must be there at once; a private cluster gets them whatever the machine has.
+        gpus: likewise.
+
+    Raises:
+        UserError: when the cluster cannot be reached.
+    """
+    environment.calm_ray()
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    _connect(ray, config, cpus)
+    try:
+        _say_if_too_small(ray, cpus, gpus)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, config: ClusterConfig, cpus: float) -> None:
+    root = Path(crossgate.__file__).parents[1]
+    runtime: dict[str, Any] = {
+        "env_vars": environment.worker_environment(root),
+        "worker_process_setup_hook": prepare_worker,
+    }
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "configure_logging": True}
+    named = config.address or environment.ray_address()
+    if named != LOCAL:
+        try:
+            # The package travels along, so that other machines run this very code.
+            shipped = runtime | {"py_modules": [str(root / "crossgate")]}
+            ray.init(address=named or "auto", runtime_env=shipped, **quiet)
+            return
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if named:
+                raise UserError(
+                    f"no Ray cluster answers ({_first_line(error)})",
+                    where=named,
+                    cure="start it, or set cluster.address=local for one of this machine's own",
+                ) from None
+    environment.expect_no_preemption()
+    seats = max(math.ceil(cpus), os.cpu_count() or 1)
+    ray.init(address=LOCAL, num_cpus=seats, include_dashboard=False, runtime_env=runtime, **quiet)
+
+
+def prepare_worker() -> None:
+    """Runs first in every process of Ray's: importing this module has imported crossgate, before anything does timm."""
+    # Without a dashboard this one repeats twice a second that it cannot ask it.
+    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
+
+
+def _say_if_too_small(ray: Any, cpus: float, gpus: float) -> None:
+    have = ray.cluster_resources()
+    for name, need in (("CPU", cpus), ("GPU", gpus)):
+        if have.get(name, 0.0) < need:
+            log.warning("the run needs %g %ss, Ray has %g: waiting until it grows", need, name, have.get(name, 0.0))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

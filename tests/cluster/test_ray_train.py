@@ -1,0 +1,96 @@
+"""Starting runs: here, under torchrun's variables, on Ray Train; and what comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_run import losses, run_fit, tiny_recipe
+
+from crossgate.cluster.paths import with_absolute_paths
+from crossgate.cluster.ray_train import _Mail, launch
+from crossgate.errors import UserError
+from crossgate.recipe import parse_recipe
+
+ENTRY = "tiny_run:run"
+RAY = {"workers": 2, "launcher": "ray", "max_failures": 2}
+
+
+@pytest.mark.ray
+def test_a_killed_worker_is_replaced_and_the_curve_is_the_undisturbed_one(tmp_path, ray_cluster):
+    recipe = tiny_recipe(tmp_path, "run", cluster=RAY, engine={"zero_stage": 2}, finetune={"task": "die@10"})
+    result = launch(recipe, ENTRY)
+    assert (tmp_path / "run" / "fuse").exists()  # rank 1 did die
+    assert (result["ranks"], result["step"], result["resumed_from"]) == (2, 12, 8)
+    assert not (tmp_path / "run" / ".launch").exists()
+    run_fit(tiny_recipe(tmp_path, "one-rank", engine={"zero_stage": 2}))
+    curve = losses(tmp_path, "run")
+    assert len(curve) == 12
+    assert curve == pytest.approx(losses(tmp_path, "one-rank"), rel=0, abs=2e-5)
+
+
+@pytest.mark.ray
+def test_a_users_error_in_a_worker_arrives_as_the_same_line(tmp_path, ray_cluster):
+    recipe = tiny_recipe(tmp_path, "run", cluster=RAY, finetune={"task": "complain"})
+    with pytest.raises(UserError) as caught:
+        launch(recipe, ENTRY)
+    assert str(caught.value) == "shards/: no such index; run `crossgate pack`"
+
+
+def test_one_worker_runs_here_and_resumes(tmp_path):
+    recipe = tiny_recipe(tmp_path, "run")
+    assert launch(recipe, ENTRY)["resumed_from"] == 0
+    assert launch(recipe, ENTRY)["resumed_from"] == 12
+
+
+def test_a_users_error_is_the_same_here(tmp_path):
+    with pytest.raises(UserError, match="no such index"):
+        launch(tiny_recipe(tmp_path, "run", finetune={"task": "complain"}), ENTRY)
+
+
+def test_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe(
+        {
+            "kind": "finetune",
+            "run": {"name": "x", "output": "runs"},
+            "data": {"index": "s3://b/x"},
+            "finetune": {"init": "a"},
+        }
+    )
+    fixed = with_absolute_paths(recipe)
+    assert fixed.run.output == str(tmp_path / "runs")
+    assert fixed.data.index == "s3://b/x"
+    assert fixed.finetune.init == str(tmp_path / "a")
+    assert fixed.engine.deepspeed == ""
+    assert recipe.run.output == "runs"
+
+
+def test_a_job_keeps_its_runs_outside_the_folder_that_is_thrown_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("HOME", "/home/someone")
+    recipe = parse_recipe({"kind": "pretrain", "data": {"index": "shards"}, "finetune": {"init": "runs/a"}})
+    fixed = with_absolute_paths(recipe)
+    assert fixed.run.output == "/home/someone/crossgate/runs"
+    assert fixed.finetune.init == "/home/someone/crossgate/runs/a"
+    assert fixed.data.index == str(tmp_path / "shards")  # it travelled with the job
+    monkeypatch.setenv("CROSSGATE_HOME", "/mnt/shared")
+    assert with_absolute_paths(recipe).run.output == "/mnt/shared/runs"
+
+
+def test_mail_waits_for_every_rank_and_keeps_the_error_whole(tmp_path):
+    mail = _Mail.fresh(tiny_recipe(tmp_path, "run"))
+    mail.raise_complaint()
+    mail.complain(1, UserError("broken", where=Path("a.tar"), expected="whole", cure="pack again"))
+    assert not mail.all_complain(2, patience_s=0.1)
+    mail.complain(0, UserError("broken", where=Path("a.tar"), expected="whole", cure="pack again"))
+    assert mail.all_complain(2)
+    with pytest.raises(UserError) as caught:
+        mail.raise_complaint()
+    assert str(caught.value) == "a.tar: broken; expected whole; pack again"
+    mail.deliver({"step": 3})
+    assert json.loads((mail.folder / "result.json").read_text()) == {"step": 3}
+    assert mail.result() == {"step": 3}

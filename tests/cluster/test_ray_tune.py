@@ -1,0 +1,92 @@
+"""The search: its plan, its leaderboard, and trials under a real Ray Tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_run import tiny_recipe
+
+from crossgate.cluster.ray_tune import SearchResult, TrialRecord, leaderboard, plan, search
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+
+RATES = [0.0001, 0.03]
+
+
+def search_recipe(output: Path, **search_settings) -> Recipe:
+    settings = {"space": {"optim.lr": RATES, "finetune.label_smoothing": [0.0, 0.9]}, "concurrent": 2}
+    recipe = tiny_recipe(output, "study", tracking={"enabled": False}, search=settings | search_settings)
+    return recipe.model_copy(update={"kind": "search"})
+
+
+@pytest.mark.ray
+def test_trials_are_ranked_failures_kept_and_finished_ones_not_run_again(tmp_path, ray_cluster):
+    recipe = search_recipe(tmp_path, space={"optim.lr": [*RATES, 0.5]})
+    result = search(recipe, "tiny_run:run_trial")
+    assert result.best() == {"optim.lr": 0.03}
+    assert [trial.status for trial in result.trials] == ["finished", "finished", "failed"]
+    assert result.trials[0].value > result.trials[1].value
+    assert result.trials[2].reason == "RuntimeError: this trial fails"
+    assert (result.directories("optim.lr")["0.03"] / "model" / "w.pt").exists()
+    assert "this trial fails" in result.table()
+
+    assert search(recipe, "tiny_run:run_trial").trials[:2] == result.trials[:2]
+    started = {path.name.split("-")[1]: path.read_text() for path in (tmp_path / "study").glob("*.started")}
+    assert started == {"0.0001": "x", "0.03": "x", "0.5": "xx"}  # only the failed one was tried anew
+
+
+def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):
+    trials = plan(search_recipe(tmp_path))
+    assert len(trials) == 4
+    assert len({record.name for record, _ in trials}) == 4
+    record, settings = trials[0]
+    assert settings.kind == "finetune"
+    assert settings.optim.lr == record.overrides["optim.lr"]
+    assert Path(settings.run.output) / settings.run.name == Path(record.directory)
+    draws = plan(search_recipe(tmp_path, samples=3))
+    assert len({record.name for record, _ in draws}) == 3
+    assert [r.name for r, _ in draws] == [r.name for r, _ in plan(search_recipe(tmp_path, samples=3))]
+    assert len(plan(search_recipe(tmp_path, samples=99))) == 4
+
+
+@pytest.mark.parametrize(
+    ("space", "complaint"),
+    [
+        ({"optim.lrr": [1.0]}, "unknown key 'optim.lrr'.*did you mean 'lr'"),
+        ({"optim.lr": [-1.0]}, "optim.lr"),
+        ({"optim.lr": []}, "nothing to try"),
+        ({}, "nothing to try"),
+    ],
+)
+def test_a_bad_space_is_refused_before_anything_starts(tmp_path, space, complaint):
+    with pytest.raises(UserError, match=complaint):
+        search(search_recipe(tmp_path, space=space), "tiny_run:run_trial")
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_leaderboard_puts_failures_last_and_keeps_their_reason(tmp_path):
+    def record(name: str, **fields) -> TrialRecord:
+        return TrialRecord(name, {"model.fusion.name": name}, str(tmp_path / name), **fields)
+
+    records = [
+        record("mean", status="failed", reason="out of memory"),
+        record("gmu", status="finished", value=0.5, seconds=3),
+        record("softmax", status="finished", value=0.75, seconds=4),
+    ]
+    result = leaderboard(search_recipe(tmp_path), records)
+    assert [trial.name for trial in result.trials] == ["softmax", "gmu", "mean"]
+    assert result.best() == {"model.fusion.name": "softmax"}
+    assert list(result.directories("model.fusion.name")) == ["softmax", "gmu"]
+    assert result.table().splitlines() == [
+        "rank  val/accuracy  time  trial",
+        "   1        0.7500   4 s  model.fusion.name=softmax",
+        "   2        0.5000   3 s  model.fusion.name=gmu",
+        "   3        failed   0 s  model.fusion.name=mean  (out of memory)",
+    ]
+
+
+def test_without_a_finished_trial_there_is_no_best():
+    failed = TrialRecord("a", {}, "a", status="failed", reason="no such backbone")
+    with pytest.raises(UserError, match="no trial finished.*no such backbone"):
+        SearchResult("val/accuracy", [failed]).best()
