@@ -22,4 +22,4 @@ def few(tmp_path_factory) -> Path:
 def many(tmp_path_factory) -> Path:
     """A manifest of enough clips to learn from; smaller pictures, to be quick."""
     out = tmp_path_factory.mktemp("synth") / "many"
-    return generate(out, clips=216, seed=1, size=(96, 72), test=0.3, workers=2)
+    return generate(out, clips=180, seed=1, size=(96, 72), test=0.3, workers=2)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.metrics import roc_auc_score
 from synth_features import rows, tables
 
 
 @pytest.fixture(scope="module")
 def scores(many) -> dict[str, dict[str, float]]:
-    """Accuracy on the test groups by label and modality; ``fused`` sees all features."""
+    """On the test groups, by modality: accuracy of the action, ROC-AUC of a fight; ``fused`` sees all features."""
     lines = rows(many)
     found = tables(many.parent, lines)
     found["fused"] = np.hstack(list(found.values()))
@@ -21,9 +22,11 @@ def scores(many) -> dict[str, dict[str, float]]:
         result[label] = {}
         for name, x in found.items():
             wide = 0.2 if name == "fused" else "sqrt"
-            trees = ExtraTreesClassifier(200, max_features=wide, random_state=0).fit(x[~test], y[~test])
-            result[label][name] = float(trees.score(x[test], y[test]))
-    print({label: {k: round(v, 3) for k, v in r.items()} for label, r in result.items()})
+            trees = ExtraTreesClassifier(120, max_features=wide, random_state=0).fit(x[~test], y[~test])
+            if label == "action":
+                result[label][name] = float(trees.score(x[test], y[test]))
+            else:
+                result[label][name] = float(roc_auc_score(y[test] == "fight", trees.predict_proba(x[test])[:, 0]))
     return result
 
 
@@ -40,5 +43,5 @@ def test_no_single_modality_knows_the_action(scores):
 
 def test_no_single_modality_knows_the_violence(scores):
     single = max(value for name, value in scores["violence"].items() if name != "fused")
-    assert scores["violence"]["fused"] > single
-    assert scores["violence"]["fused"] > 0.8
+    assert scores["violence"]["fused"] > single + 0.01
+    assert scores["violence"]["fused"] > 0.9
