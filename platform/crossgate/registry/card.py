@@ -1,0 +1,78 @@
+"""The model card that stands in the registry as a version's description: plain Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from crossgate.model.store import ModelCard
+
+_LONGEST = 60  # rows of a table of metrics; the rest is in the run
+
+
+def model_card(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> str:
+    """Returns the card's text.
+
+    Args:
+        card: of the model directory.
+        metrics: flat names; ``NAME_low`` and ``NAME_high`` are the 95 % interval of ``NAME``.
+        facts: lineage, as label -> value; empty values are left out.
+    """
+    clip = card.clip
+    lines = [
+        f"# {card.task or 'classifier'}: {', '.join(card.classes)}",
+        "",
+        f"Input: a video, cut into clips of {clip.seconds:g} s ({clip.frames} frames of {clip.size} x {clip.size}). "
+        f"Modalities: {', '.join(clip.modalities)}; any of them may be missing. Fusion: {card.model.fusion.name}.",
+        "",
+        "Output, one row a clip: label, score, score of each class, gate weight of each modality, modalities used.",
+        "",
+        *_table(
+            "Lineage", ("what", "value"), [(key, str(value)) for key, value in facts.items() if value not in ("", None)]
+        ),
+    ]
+    measured = [name for name in sorted(metrics) if not name.endswith(("_low", "_high"))]
+    for title, prefix in (("Measured on the test groups", "test/"), ("Measured on the validation groups", "val/")):
+        rows = [(name.removeprefix(prefix), _number(metrics, name)) for name in measured if name.startswith(prefix)]
+        lines += _table(title, ("metric", "value (95 % interval by group)"), rows)
+    others = [(name, _number(metrics, name)) for name in measured if not name.startswith(("test/", "val/"))]
+    lines += _table("Also measured", ("metric", "value"), others)
+    lines += ["## Limits", "", *(f"- {limit}" for limit in _limits(card)), ""]
+    lines += [
+        "## Licence",
+        "",
+        "Code: Apache-2.0. The weights follow the licences of the clips they were trained on.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _limits(card: ModelCard) -> list[str]:
+    limits = [
+        "Scores are not calibrated probabilities of an event; choose a threshold on your own recordings.",
+        "Measured on groups (source videos) never trained on, yet of the same collections: other cameras, places and "
+        "people can do worse.",
+        f"Trained on clips of {card.clip.seconds:g} s: what takes longer, or is over in a few frames, can be missed.",
+    ]
+    if "depth" in card.clip.modalities:
+        limits.append("Depth is used only where the request names a depth sensor's stream.")
+    if card.positive:
+        limits.append(f"A low score of `{card.positive}` is no proof of safety: a person has to decide what follows.")
+    return limits
+
+
+def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
+    if not rows:
+        return []
+    shown = [f"| {name} | {value} |" for name, value in rows[:_LONGEST]]
+    more = [f"| ... | {len(rows) - _LONGEST} more in the run |"] if len(rows) > _LONGEST else []
+    return [f"## {title}", "", f"| {head[0]} | {head[1]} |", "| --- | --- |", *shown, *more, ""]
+
+
+def _number(metrics: Mapping[str, float], name: str) -> str:
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    if math.isnan(metrics[name]):
+        return "not measurable"
+    interval = f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else ""
+    return f"{metrics[name]:.4g}{interval}"

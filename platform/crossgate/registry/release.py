@@ -1,0 +1,210 @@
+"""From a finished run to a version in the MLflow registry, and back by alias. Uses clients, no global state."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossgate.config import ReleaseConfig, TrackingConfig
+from crossgate.errors import UserError
+from crossgate.model.store import ModelCard, model_directory, read_card
+from crossgate.registry.card import model_card
+from crossgate.registry.package import package_model
+from crossgate.tracking import Server, connect, deliver, known_run
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.pyfunc import PyFuncModel
+
+_DIGEST_TAG = "crossgate.digest"
+
+
+@dataclass(frozen=True)
+class ReleasedModel:
+    """A version in the registry.
+
+    Attributes:
+        name, version, alias: of the version.
+        uri: ``models:/NAME@ALIAS``, for `load` and `mlflow.pyfunc.load_model`.
+        tracking_uri: the server that has it.
+        fresh: False where this very model had been released before and only the alias was set.
+    """
+
+    name: str
+    version: int
+    alias: str
+    uri: str
+    tracking_uri: str
+    fresh: bool = True
+
+
+def release(run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig) -> ReleasedModel:
+    """Registers the model of a finished fine-tuning run and sets the alias on it.
+
+    Args:
+        run_dir: has ``model/`` and ``results.json``.
+        config: name and alias.
+        tracking: the server; the default is the SQLite file beside the run directory.
+
+    Raises:
+        UserError: the run is not finished, not evaluated or has no classes; the server is unreachable or refuses.
+    """
+    run_dir = Path(run_dir)
+    card, metrics, provenance = _finished_run(run_dir)
+    name = config.name or f"crossgate-{card.task}"
+    server = connect(tracking, run_dir.absolute().parent)
+    if known_run(run_dir):
+        deliver(run_dir, tracking)
+    run_id = _run_on(server, run_dir)
+    try:
+        version = _released_before(server, name, card)
+        fresh = version is None
+        if version is None:
+            version = _register(server, name, run_dir, run_id, card, metrics, provenance)
+        server.client.set_registered_model_alias(name, config.alias, version.version)
+    except UserError:
+        raise
+    except Exception as error:  # HTTP, database and object storage each have their own family
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"the registry refused '{name}' ({reason})", where=f"tracking.uri {server.label}") from None
+    return ReleasedModel(name, int(version.version), config.alias, f"models:/{name}@{config.alias}", server.uri, fresh)
+
+
+def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = "runs", **settings: Any) -> PyFuncModel:
+    """Returns a registered model, to call with ``.predict(videos)``.
+
+    Args:
+        uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        tracking: the server (default: the environment's, else the SQLite file in ``output``).
+        settings: fields of `sources.Settings`.
+
+    Raises:
+        UserError: no such model, or the server is unreachable.
+    """
+    server = connect(tracking or TrackingConfig(), output)
+    import mlflow.artifacts
+    import mlflow.pyfunc
+
+    try:
+        version = _resolved(server, uri)
+        source = server.client.get_model_version_download_uri(version.name, version.version)
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=server.uri)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"not in the registry ({reason})", where=uri, cure="see its models and aliases in MLflow"
+        ) from None
+    return mlflow.pyfunc.load_model(folder, model_config=settings or None)
+
+
+def _finished_run(run_dir: Path) -> tuple[ModelCard, dict[str, float], dict[str, Any]]:
+    """Returns card, metrics and provenance of a run that may be released."""
+    if not run_dir.is_dir():
+        raise UserError("no such run directory", where=run_dir, cure="give the folder of a finished fine-tuning run")
+    if not (run_dir / "model").is_dir():
+        raise UserError(
+            "the run is not finished: it has no model yet", where=run_dir, cure="start it again, it resumes by itself"
+        )
+    card = read_card(model_directory(run_dir))
+    if card.kind != "classifier":
+        raise UserError(
+            "a pretraining run: its model has no classes", where=run_dir, cure="fine-tune it: crossgate finetune"
+        )
+    results = run_dir / "results.json"
+    try:
+        body = json.loads(results.read_text())
+        metrics = {str(k): math.nan if v is None else float(v) for k, v in body["metrics"].items()}
+        return card, metrics, dict(body.get("provenance", {}))
+    except FileNotFoundError:
+        raise UserError("the run is not evaluated", where=results, cure="run `crossgate evaluate` first") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError("not a results file", where=results, cure="run `crossgate evaluate` again") from None
+
+
+def _run_on(server: Server, run_dir: Path) -> str:
+    """Returns the MLflow run of the directory where this server has it: the model's source."""
+    from mlflow.exceptions import MlflowException
+
+    run_id = known_run(run_dir)
+    if not run_id:
+        return ""
+    try:
+        return server.client.get_run(run_id).info.run_id
+    except MlflowException:
+        return ""
+
+
+def _released_before(server: Server, name: str, card: ModelCard) -> ModelVersion | None:
+    found = server.client.search_model_versions(f"name = '{name}' and tags.`{_DIGEST_TAG}` = '{card.digest}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def _register(
+    server: Server,
+    name: str,
+    run_dir: Path,
+    run_id: str,
+    card: ModelCard,
+    metrics: dict[str, float],
+    provenance: dict[str, Any],
+) -> ModelVersion:
+    """Packs the model, stores it with its run, and makes the next version of the name from it."""
+    from mlflow.exceptions import MlflowException
+
+    lineage = _lineage(run_dir, run_id, card, provenance)
+    client = server.client
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "package"
+        package_model(run_dir, package, metadata=lineage)
+        (package / "README.md").write_text(model_card(card, metrics, lineage))
+        stored = client.create_logged_model(
+            server.experiment_id, name=name, source_run_id=run_id or None, tags=lineage, model_type="crossgate"
+        )
+        client.log_model_artifacts(stored.model_id, str(package))
+        client.finalize_logged_model(stored.model_id, "READY")
+        description = (package / "README.md").read_text()
+    try:
+        client.create_registered_model(name, description=f"crossgate {card.task}: {', '.join(card.classes)}")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # A server resolves models:/ itself and refuses places on its own disk; a database store would resolve it
+    # by the process-wide tracking URI, which may be another one.
+    on_server = server.uri.startswith("http")
+    return client.create_model_version(
+        name,
+        source=f"models:/{stored.model_id}" if on_server else stored.artifact_location,
+        run_id=run_id or None,
+        model_id=stored.model_id,
+        tags={**lineage, _DIGEST_TAG: card.digest},
+        description=description,
+    )
+
+
+def _lineage(run_dir: Path, run_id: str, card: ModelCard, provenance: dict[str, Any]) -> dict[str, str]:
+    """Returns where the model came from, as tags: what trainer and evaluation noted, run by run."""
+    facts: dict[str, str | int | float] = {
+        "run": run_dir.name,
+        "run_id": run_id,
+        "task": card.task,
+        "digest": card.digest,
+    }
+    noted = {**provenance, **card.provenance}
+    facts |= {key: value for key, value in noted.items() if isinstance(value, str | int | float) and value != ""}
+    return {f"crossgate.{key}": str(value)[:5000] for key, value in facts.items() if value != ""}
+
+
+def _resolved(server: Server, uri: str) -> ModelVersion:
+    name, at, alias = uri.removeprefix("models:/").rpartition("@")
+    if at:
+        return server.client.get_model_version_by_alias(name, alias)
+    name, slash, version = uri.removeprefix("models:/").rpartition("/")
+    if not (slash and version.isdigit()):
+        raise UserError("not a registered model", where=uri, expected="models:/NAME@ALIAS or models:/NAME/VERSION")
+    return server.client.get_model_version(name, version)

@@ -1,0 +1,158 @@
+"""What a request may name as a video: a path, a URL, bytes or base64. Bounded before anything is read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossgate.config import Config, Count, Positive
+from crossgate.errors import UserError
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*", re.ASCII)
+_SHORTEST_BASE64 = 256  # no video is smaller, and hardly a path is longer
+_SCHEMES = ("http", "https", "s3")
+
+
+class Settings(Config):
+    """How a packaged model treats requests; `mlflow.pyfunc.load_model(uri, model_config={...})` overrides."""
+
+    batch: Positive = 16
+    """Clips in one forward pass."""
+    aggregate: bool = False
+    """One row a video, the mean over its clips, instead of one row a clip."""
+    megabytes: Positive = 256
+    """Largest file or download."""
+    seconds: Positive = 600
+    """Longest video."""
+    megapixels: Positive = 36
+    """Largest picture."""
+    paths: bool = True
+    """Whether a request may name files of the host that serves the model."""
+    urls: bool = True
+    """Whether a request may name http(s):// and s3:// objects, which that host then fetches."""
+    short_side: Count = 0
+    """Pixels to which pictures are shrunk before flow is computed (0: 128, or the model's size if that is larger)."""
+    device: str = "auto"
+    """`auto`: a GPU where there is one."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video of a request.
+
+    Attributes:
+        name: for the row: the path or URL; what it was, for bytes.
+        video: path or bytes.
+        depth: of the depth sensor's stream, if any.
+        depth_unit: what one step of it means.
+    """
+
+    name: str
+    video: Path | bytes
+    depth: Path | bytes | None = None
+    depth_unit: str = "mm"
+
+
+def name_of(item: Any) -> str:
+    """Returns what a row calls an item, whatever it is, without reading it."""
+    if isinstance(item, dict):
+        return str(item["name"]) if item.get("name") else name_of(item.get("source"))
+    if isinstance(item, bytes | bytearray | memoryview):
+        return f"<{len(item)} bytes>"
+    if isinstance(item, str | os.PathLike):
+        text = str(item)
+        return f"<{len(text)} characters>" if len(text) > _SHORTEST_BASE64 else text
+    return f"<{type(item).__name__}>"
+
+
+def resolve(item: Any, settings: Settings) -> Item:
+    """Returns the video that a path, URL, base64 text, bytes, or dict of ``source`` and ``depth`` names.
+
+    Raises:
+        UserError: not such a thing, not there, not allowed or too large.
+    """
+    if not isinstance(item, dict):
+        return Item(name_of(item), _fetch(item, settings))
+    unknown = item.keys() - {"source", "depth", "depth_unit", "name"}
+    if unknown:
+        expected = "source, depth, depth_unit, name"
+        raise UserError(f"unknown key '{min(map(str, unknown))}'", where=name_of(item), expected=expected)
+    depth, unit = item.get("depth"), item.get("depth_unit")
+    return Item(
+        name_of(item),
+        _fetch(item.get("source"), settings),
+        None if _empty(depth) else _fetch(depth, settings),
+        "mm" if _empty(unit) else str(unit),
+    )
+
+
+def _empty(value: Any) -> bool:
+    """Whether a cell of a table is empty: None, NaN or an empty text."""
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def _fetch(source: Any, settings: Settings) -> Path | bytes:
+    largest = settings.megabytes << 20
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _bounded(bytes(source), largest, name_of(source))
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if not isinstance(source, str) or not source:
+        raise UserError("not a video", where=name_of(source), expected="a path, URL, bytes or base64")
+    if match := _DATA_URL.match(source):
+        return _decoded(source[match.end() :], largest)
+    if match := _URL.match(source):
+        return _downloaded(source, match[1].lower(), largest, settings)
+    if settings.paths and os.path.isfile(source):
+        return Path(source)
+    if len(source) >= _SHORTEST_BASE64 and _BASE64.fullmatch(source):
+        return _decoded(source, largest)
+    if not settings.paths:
+        raise UserError("paths are switched off here", where=name_of(source), expected="a URL, bytes or base64")
+    raise UserError("no such file", where=name_of(source), cure="check the path")
+
+
+def _decoded(text: str, largest: int) -> bytes:
+    where = f"<base64 of {len(text)} characters>"
+    if len(text) // 4 * 3 > largest * 1.1:  # line breaks count, too
+        raise UserError("too large", where=where, expected=f"at most {largest >> 20} MB")
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"not base64 ({error})", where=where) from None
+    return _bounded(data, largest, where)
+
+
+def _downloaded(url: str, scheme: str, largest: int, settings: Settings) -> bytes:
+    if scheme not in _SCHEMES:
+        raise UserError(f"scheme {scheme}:// is not read", where=url, expected=", ".join(_SCHEMES))
+    if not settings.urls:
+        raise UserError("URLs are switched off here", where=url, expected="a path, bytes or base64")
+    import fsspec
+
+    try:
+        # Without blocks an HTTP body is one stream, which servers without ranges can give as well.
+        files, path = fsspec.url_to_fs(url)
+        with files.open(path, "rb", **({} if scheme == "s3" else {"block_size": 0})) as file:
+            data = file.read(largest + 1)
+    except ImportError as error:
+        raise UserError(f"reading {scheme}:// needs another package ({error})", where=url) from None
+    except Exception as error:  # each file system has its own family of errors
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(f"cannot be fetched ({reason})", where=url, cure="check the URL") from None
+    return _bounded(data, largest, url)
+
+
+def _bounded(data: bytes, largest: int, where: str) -> bytes:
+    if len(data) > largest:
+        raise UserError("too large", where=where, expected=f"at most {largest >> 20} MB")
+    if not data:
+        raise UserError("no bytes", where=where, expected="a video")
+    return data
