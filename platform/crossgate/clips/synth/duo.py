@@ -9,6 +9,7 @@ from crossgate.clips.synth.motion import (
     Cast,
     Performance,
     Sound,
+    SoundKind,
     Stance,
     gait,
     mix,
@@ -201,7 +202,7 @@ def hug(cast: Cast) -> Performance:
         pats = rng.uniform(0.4, 1.0) + np.arange(2) * 0.28
         sounds += [Sound(float(at), "thud", rng.uniform(0.25, 0.5)) for at in pats]
     if rng.random() < 0.7:
-        kind = "laugh" if rng.random() < 0.3 else "murmur"
+        kind: SoundKind = "laugh" if rng.random() < 0.3 else "murmur"
         sounds.append(Sound(float(rng.uniform(0.3, 0.9)), kind, 0.6, cast.bodies[int(rng.integers(2))].voice_hz))
     return Performance([first.pose(), second.pose()], sounds)
 

@@ -42,7 +42,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray | No
                 frame.pts, frame.time_base = i, Fraction(1, fps)
                 _drain(container, video, frame)
             _drain(container, video, None)
-            if audio is not None:
+            if audio is not None and sound is not None:
                 samples = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
                 samples.sample_rate, samples.pts, samples.time_base = RATE, 0, Fraction(1, RATE)
                 _drain(container, audio, samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -104,20 +104,20 @@ class Stance:
         body: who.
         t: (T,) frame times.
         ground: (T, 3) or (3,) point on the floor between the feet.
-        heading: (T,) or scalar direction faced.
+        facing: (T,) or scalar direction faced.
         crouch: (T,) or scalar drop of the pelvis, metres.
     """
 
     body: Body
     t: np.ndarray
     ground: np.ndarray
-    heading: np.ndarray | float
+    facing: InitVar[np.ndarray | float]
     crouch: np.ndarray | float = 0.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, facing: np.ndarray | float) -> None:
         n = len(self.t)
         self.ground = np.broadcast_to(np.asarray(self.ground, float), (n, 3)).copy()
-        self.heading = np.broadcast_to(np.asarray(self.heading, float), (n,)).copy()
+        self.heading = np.broadcast_to(np.asarray(facing, float), (n,)).copy()
         self.lean, self.side, self.twist, self.nod = (np.zeros(n) for _ in range(4))
         self.pelvis = (
             self.ground

@@ -194,12 +194,12 @@ def render(
         colour = _albedo(limbs, hits, lengths[i]) * scene.tint * (lit * rim * 300)[:, None]
         body.reshape(-1, 4)[hits.pixel, :3] = np.clip(colour, 0, 255)
         body.reshape(-1, 4)[hits.pixel, 3] = 255
-        body = cv2.resize(body, size, interpolation=cv2.INTER_AREA)
+        small = cv2.resize(body, size, interpolation=cv2.INTER_AREA)
         room = cv2.resize(backdrop.colour[window], size, interpolation=cv2.INTER_AREA)
         floor = backdrop.floor[window][::SUPERSAMPLE, ::SUPERSAMPLE]
         dark = 1 - 0.5 * _shadow(limbs, i, scene, size, centre / SUPERSAMPLE) * floor
-        dark *= 1 - body[..., 3] * np.float32(1 / 255)
-        frames[i] = body[..., :3] + (room * dark[..., None]).astype(np.uint8)
+        dark *= 1 - small[..., 3] * np.float32(1 / 255)
+        frames[i] = small[..., :3] + (room * dark[..., None]).astype(np.uint8)
     return frames, depths
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crossgate.clips.synth.motion import Sound
+from crossgate.clips.synth.motion import Sound, SoundKind
 from crossgate.clips.synth.scene import Scene
 
 RATE = 16_000
@@ -105,7 +105,7 @@ BURSTS: dict[str, Callable[[np.random.Generator, Sound], np.ndarray]] = {
 }  # fmt: skip
 
 
-_OFF_STAGE = (
+_OFF_STAGE: tuple[tuple[SoundKind, float, float], ...] = (
     ("murmur", 0.3, 0.6), ("thud", 0.2, 0.6), ("step", 0.15, 0.5), ("cloth", 0.3, 1.0), ("laugh", 0.08, 0.5),
     ("grunt", 0.1, 0.5), ("slap", 0.08, 0.6),
 )  # fmt: skip
