@@ -29,10 +29,10 @@ def write_corpus(url: str, counts: dict[str, Sequence[int]], *, audio: bool = Tr
     return write_index(store, entries, settings={"by": "test"})
 
 
-def add_clip(writer: ShardWriter, number: int, split: str, *, audio: bool, rgb: bytes | None = None) -> None:
+def add_clip(writer: ShardWriter, number: int, split: str, *, audio: bool | bytes, rgb: bytes | None = None) -> None:
     members = {"rgb.bin": rgb if rgb is not None else str(number).encode()}
     if audio:
-        members["audio.bin"] = str(number).encode()
+        members["audio.bin"] = audio if isinstance(audio, bytes) else str(number).encode()
     record = {
         "group": f"{split}-source-{number // 4}",
         "split": split,

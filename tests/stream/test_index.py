@@ -104,6 +104,15 @@ def test_nothing_there(tmp_path: Path) -> None:
         Index.load(str(tmp_path / "nowhere"))
 
 
+def test_a_packing_that_was_stopped_is_not_taken_for_tars_of_others(make_corpus) -> None:
+    index = make_corpus({"train": [3, 2]})
+    before = index.store.read("train-000000.idx.parquet")
+    index.store.delete("index.json")
+    with pytest.raises(UserError, match="packing was not finished: 2 shards, no index; run crossgate pack again"):
+        Index.load(index.store.url)
+    assert index.store.read("train-000000.idx.parquet") == before
+
+
 def test_group_hashes_fit_tensors() -> None:
     hashes = np.array([group_hash(f"g{i}") for i in range(1000)], dtype=np.int64)
     assert (hashes >= 0).all()

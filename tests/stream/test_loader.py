@@ -15,7 +15,7 @@ from stub_codec import number_tensors
 from crossgate.batch import ClipBatch
 from crossgate.config import AugmentConfig, ClipConfig, DataConfig
 from crossgate.errors import UserError
-from crossgate.stream import schedule
+from crossgate.stream import reader, schedule
 from crossgate.stream.index import Index, write_index
 from crossgate.stream.loader import ClipLoader, sequential
 from crossgate.stream.shards import ShardWriter
@@ -206,7 +206,8 @@ def spoilt(tmp_path: Path) -> Index:
     store = open_store(str(tmp_path / "spoilt"))
     with ShardWriter(store, "train-000000.tar", split="train") as writer:
         for number in range(12):
-            add_clip(writer, number, "train", audio=True, rgb=b"noise" if number in (3, 7) else None)
+            audio = b"noise" if number == 7 else True  # found out when the picture is in the batch already
+            add_clip(writer, number, "train", audio=audio, rgb=b"noise" if number == 3 else None)
     return write_index(store, [writer.entry])
 
 
@@ -262,13 +263,23 @@ def test_wishes_that_cannot_be_met(index: Index) -> None:
         make(index, micro_batch=5)
 
 
-def test_files_do_not_pile_up(index: Index) -> None:
+def test_files_do_not_pile_up(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_FILES", 2)
     loader = make(index)
+    batches = iter(loader)
+    next(batches)
+    opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit() and alive(fd)]
+    assert sum(path.endswith(".tar") for path in opened) <= 2
+    batches.close()  # type: ignore[attr-defined]
     take(loader, 4)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         take(loader, 2)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def alive(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
 def test_the_trainers_random_numbers_are_left_alone(index: Index) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from crossgate.errors import UserError, nearest
 from crossgate.modality import MODALITIES
-from crossgate.stream.sidecar import ShardEntry, Sidecar, finished_shard, group_hash
+from crossgate.stream.sidecar import ShardEntry, Sidecar, finished_shard, group_hash, sidecar_name
 from crossgate.stream.storage import Store, open_store
 
 __all__ = ["Index", "Selection", "SplitInfo", "group_hash", "write_index"]
@@ -93,11 +93,12 @@ class Index:
             progress: called with (shards done, shards in all) while tars are being indexed.
 
         Raises:
-            UserError: when there are neither an index nor tars, or the index is damaged or too new.
+            UserError: when there are neither an index nor tars, the index is damaged or too new, or packing stopped.
         """
         store = open_store(url)
         if store.exists("index.json"):
             return cls.read(store, store)
+        _refuse_unfinished(store)
         from crossgate.stream.foreign import index_foreign
 
         return index_foreign(url, progress=progress)
@@ -287,6 +288,18 @@ def write_index(
     home.put("shards.parquet", buffer.getvalue())
     home.put("index.json", json.dumps(header, indent=2, ensure_ascii=False).encode())
     return Index(store, home, header, table)
+
+
+def _refuse_unfinished(store: Store) -> None:
+    """A packer that was stopped left shards of ours without an index: they are not tars of others."""
+    sidecars = store.list(sidecar_name(".tar"))
+    entry = finished_shard(store, sidecars[0].removesuffix(sidecar_name(".tar")) + ".tar") if sidecars else None
+    if entry is not None and entry.sha256:
+        raise UserError(
+            f"packing was not finished: {len(sidecars)} shards, no index",
+            where=store.url,
+            cure="run crossgate pack again",
+        )
 
 
 def _entry(store: Store, item: ShardEntry | str) -> ShardEntry:
