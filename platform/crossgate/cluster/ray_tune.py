@@ -175,7 +175,11 @@ def _run_trials(recipe: Recipe, trials: list[tuple[TrialRecord, Recipe]], trial:
             tune.with_resources(_nested_trial if nested else _single_trial, own),
             param_space={"job": tune.grid_search(jobs)},
             # Without this bound the drivers of nested runs would take the room that their workers wait for.
-            tune_config=tune.TuneConfig(max_concurrent_trials=side_by_side),
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=side_by_side,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
             run_config=tune.RunConfig(
                 name=f"{recipe.run.name}-{time.time_ns():x}",
                 storage_path=str(Path(recipe.run.output) / recipe.run.name / ".ray"),
@@ -186,6 +190,10 @@ def _run_trials(recipe: Recipe, trials: list[tuple[TrialRecord, Recipe]], trial:
         for result in (results[place] for place in range(len(results))):
             if result.error is not None and result.config:
                 _note_death(TrialRecord(**result.config["job"]["record"]), result.error)
+
+
+def _name(trial: Any) -> str:
+    return trial.config["job"]["record"]["name"]
 
 
 def _single_trial(config: dict[str, Any]) -> None:

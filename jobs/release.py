@@ -1,0 +1,15 @@
+"""Register a fine-tuned run in MLflow.
+
+ray job submit --working-dir . -- python jobs/release.py RUN --alias champion
+"""
+
+import sys
+from pathlib import Path
+
+# The package comes from the folder that travels with the job; this folder's names must not shadow others.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from crossgate.cli import run_job  # noqa: E402
+
+if __name__ == "__main__":
+    run_job("release")
