@@ -85,7 +85,8 @@ def save_model(
     directory.parent.mkdir(parents=True, exist_ok=True)
     _recover(directory)
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    for left in directory.parent.glob(f".{directory.name}.*.new"):  # of a save that was killed
+        shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir()
     try:
         save_file(_portable(model.state_dict() if state is None else state), fresh / WEIGHTS)

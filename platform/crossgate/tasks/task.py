@@ -124,6 +124,8 @@ def _exempt(task: nn.Module) -> set[str]:
 
 def global_means(measured: dict[str, tuple[Tensor, Tensor]]) -> Report:
     """Returns name -> sum / count over all ranks by one collective; NaN where the count is 0."""
+    if not measured:
+        return {}
     sums = torch.stack([total.detach().float() for total, _ in measured.values()])
     counts = torch.stack([count.detach().float() for _, count in measured.values()])
     sums, counts = sum_over_ranks(torch.stack([sums, counts]))

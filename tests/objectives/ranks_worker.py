@@ -1,0 +1,67 @@
+"""One rank of the parity test: computes losses and averaged gradients for its slice of a fixed global batch.
+
+Run as ``python ranks_worker.py RANK RANKS RENDEZVOUS OUTPUT``; also imported for the single-process answer.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from crossgate.objectives.classification import cross_entropy
+from crossgate.objectives.infonce import Views, infonce
+
+CLIPS, VIEWS, INPUTS, WIDTH, CLASSES = 8, 4, 5, 6, 3
+PAIRS = [(0, 1), (0, 2), (1, 2), (0, 3)]  # view 3 is nowhere: that pair has no positive
+
+
+def solve(rank: int, ranks: int) -> dict[str, Tensor]:
+    """Returns losses and gradients of all parameters, averaged over ranks as a trainer does."""
+    draw = torch.Generator().manual_seed(3)
+    inputs = torch.randn(CLIPS, VIEWS, INPUTS, dtype=torch.float64, generator=draw)
+    present = torch.rand(CLIPS, VIEWS, generator=draw) > 0.25
+    present[:, 3] = False
+    present[CLIPS // 2 :, 2] = False  # with two ranks, one has no view 2 at all
+    present[1] = False  # a corrupt clip
+    group = torch.tensor([0, 1, 0, 2, 3, 0, 4, 4])  # groups cross the borders between ranks
+    labels = torch.tensor([0, 1, -1, 2, 0, 1, -1, -1])
+    weights = torch.randn(VIEWS, INPUTS, WIDTH, dtype=torch.float64, generator=draw).requires_grad_()
+    classifier = torch.randn(WIDTH, CLASSES, dtype=torch.float64, generator=draw).requires_grad_()
+    log_scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+
+    mine = slice(rank * CLIPS // ranks, (rank + 1) * CLIPS // ranks)
+    hidden = torch.einsum("bvi,viw->bvw", inputs[mine], weights)
+    views = Views(torch.nn.functional.normalize(hidden, dim=-1), present[mine], group[mine])
+    contrast = infonce(views, views.gathered(), PAIRS, log_scale.exp())
+    losses = cross_entropy(
+        hidden @ classifier,
+        labels[mine],
+        present[mine],
+        class_weights=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64),
+        label_smoothing=0.1,
+    )
+    (contrast.loss + losses.sum()).backward()
+    gradients = {"weights": weights.grad, "classifier": classifier.grad, "log_scale": log_scale.grad}
+    for gradient in gradients.values():
+        assert gradient is not None
+        if ranks > 1:
+            dist.all_reduce(gradient)
+            gradient /= ranks
+    return {
+        "loss": contrast.loss.detach(),
+        "pairs": contrast.pair_losses,
+        "top1": contrast.top1,
+        "classes": losses.detach(),
+        **{name: gradient for name, gradient in gradients.items() if gradient is not None},
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, ranks, rendezvous, output = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    torch.save(solve(rank, ranks), output)
+    dist.destroy_process_group()
