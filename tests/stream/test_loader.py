@@ -206,7 +206,7 @@ def spoilt(tmp_path: Path) -> Index:
     store = open_store(str(tmp_path / "spoilt"))
     with ShardWriter(store, "train-000000.tar", split="train") as writer:
         for number in range(12):
-            audio = b"noise" if number == 7 else True  # found out when the picture is in the batch already
+            audio = b"noise" if number == 7 else True
             add_clip(writer, number, "train", audio=audio, rgb=b"noise" if number == 3 else None)
     return write_index(store, [writer.entry])
 
@@ -232,10 +232,15 @@ def test_too_many_bad_clips_stop_the_run(spoilt: Index, workers: int) -> None:
         take(make(spoilt, global_batch=12, max_bad_clips=1, loader_workers=workers), 1)
 
 
-def test_a_decoder_of_wrong_shapes_is_a_bad_clip(index: Index) -> None:
-    loader = make(index, decode=lambda *_: {"rgb": torch.zeros(2, 3, 16, 16, dtype=torch.uint8)})
-    assert not take(loader, 1)[0].present.any()
-    assert "rgb decodes to (2, 3, 16, 16)" in loader.bad_clips[0].reason
+def test_a_clip_of_wrong_shape_is_bad_as_a_whole(index: Index) -> None:
+    def decode(members, clip, augment, seed):
+        return {"rgb": torch.full(clip.shape("rgb"), 9, dtype=torch.uint8), "audio": torch.zeros(1, 1, 8, 33)}
+
+    loader = make(index, decode=decode)
+    [batch] = take(loader, 1)
+    assert not batch.present.any()
+    assert (batch.streams["rgb"] == 0).all()
+    assert "audio decodes to (1, 1, 8, 33), expected (1, 1, 8, 32)" in loader.bad_clips[0].reason
 
 
 @pytest.mark.parametrize("workers", [0, 1])
