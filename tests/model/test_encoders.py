@@ -78,9 +78,7 @@ def test_group_norm_keeps_activation_and_affine_parameters() -> None:
 
 
 def test_unknown_backbone_is_told_the_nearest() -> None:
-    with pytest.raises(
-        UserError, match=r"model\.encoders\.rgb\.backbone.*'convnext_atom'.*did you mean 'convnext_atto"
-    ):
+    with pytest.raises(UserError, match=r"encoders\.rgb\.backbone.*'convnext_atom'.*did you mean 'convnext_atto"):
         build_backbone("rgb", EncoderConfig(backbone="convnext_atom"), (3, 32, 32))
     with pytest.raises(UserError, match="try convnext_atto"):
         build_backbone("rgb", EncoderConfig(backbone="qqqqqqqqqqqqqq"), (3, 32, 32))

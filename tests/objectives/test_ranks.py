@@ -22,19 +22,18 @@ def _alone() -> dict[str, torch.Tensor]:
     return module.solve(0, 1)
 
 
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    subprocess.run([sys.executable, str(_WORKER), str(folder)], check=True, timeout=200)
+    return folder
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_losses_and_gradients_do_not_depend_on_the_number_of_ranks(tmp_path: Path, ranks: int) -> None:
-    outputs = [tmp_path / f"{rank}.pt" for rank in range(ranks)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(_WORKER), str(rank), str(ranks), str(tmp_path / "rendezvous"), str(output)]
-        )
-        for rank, output in enumerate(outputs)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0] * ranks
+def test_losses_and_gradients_do_not_depend_on_the_number_of_ranks(solved: Path, ranks: int) -> None:
     expected = _alone()
-    for output in outputs:  # every rank holds the global loss and, after averaging, the global gradient
-        found = torch.load(output, weights_only=True)
+    for rank in range(ranks):  # each holds the global loss and, after averaging, the global gradient
+        found = torch.load(solved / f"{ranks}-{rank}.pt", weights_only=True)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(

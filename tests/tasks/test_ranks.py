@@ -11,31 +11,25 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory, small: ModuleType) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    subprocess.run([sys.executable, str(small.__file__), str(folder)], check=True, timeout=200)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_tasks_do_not_depend_on_the_number_of_ranks(tmp_path: Path, small: ModuleType, ranks: int) -> None:
-    outputs = [tmp_path / f"{rank}.pt" for rank in range(ranks)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, small.__file__, str(rank), str(ranks), str(tmp_path / "rendezvous"), str(output)]
-        )
-        for rank, output in enumerate(outputs)
-    ]
-    assert [process.wait(timeout=200) for process in processes] == [0] * ranks
-    for kind in ("pretrain", "finetune"):
-        expected = small.solve(kind, 0, 1)
-        assert expected["loss"] > 0
-        for output in outputs:
-            found = torch.load(output, weights_only=True)[kind]
-            assert found.keys() == expected.keys()
-            for name, value in expected.items():
-                # reports are measured in fp32; the loss and its gradients are fp64 throughout
-                exact = name == "loss" or name.startswith(("gradient/", "loss/"))
-                tolerance = 1e-9 if exact else 1e-5
-                torch.testing.assert_close(
-                    found[name],
-                    value,
-                    rtol=tolerance,
-                    atol=tolerance,
-                    equal_nan=True,
-                    msg=lambda t, n=name: f"{n}: {t}",
-                )
+def test_tasks_do_not_depend_on_the_number_of_ranks(solved: Path, small: ModuleType, ranks: int, kind: str) -> None:
+    expected = small.solve(kind, 0, 1)
+    assert expected["loss"] > 0
+    for rank in range(ranks):
+        found = torch.load(solved / f"{ranks}-{rank}.pt", weights_only=True)[kind]
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            # reports are measured in fp32; the loss and its gradients are fp64 throughout
+            exact = name == "loss" or name.startswith(("gradient/", "loss/"))
+            tolerance = 1e-9 if exact else 1e-5
+            difference = torch.nan_to_num((found[name] - value).abs(), nan=0.0)
+            assert torch.equal(found[name].isnan(), value.isnan()), name
+            assert (difference <= tolerance * (1 + torch.nan_to_num(value.abs(), nan=0.0))).all(), name

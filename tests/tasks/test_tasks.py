@@ -162,7 +162,7 @@ def test_parameter_groups_cover_everything_once_and_spare_norms(small: ModuleTyp
     found = groups(task, OptimConfig(lr=0.1, weight_decay=0.5))
     covered = [name for _, _, names in found.values() for name in names]
     assert sorted(covered) == sorted(name for name, _ in task.named_parameters())
-    for label, (lr, decay, names) in found.items():
+    for label, (lr, decay, _) in found.items():
         assert lr == 0.1
         assert decay == (0.5 if label.endswith("/decay") else 0.0)
     spared = found["rest/no_decay"][2] | found["encoders/no_decay"][2]
