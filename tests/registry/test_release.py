@@ -135,6 +135,19 @@ def test_released_again_it_is_the_same_version_under_another_alias(
     assert len(client.search_model_versions(f"name = '{released.name}'")) == 1
 
 
+def test_a_run_that_was_not_tracked_can_be_released(
+    run_dir: Path, model_dir: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    untracked = tmp_path / "runs" / "untracked"
+    shutil.copytree(model_dir, untracked / "model")
+    shutil.copy(run_dir / "results.json", untracked)
+    done = release(untracked, ReleaseConfig(name="other"), TrackingConfig())
+    table = load(done.uri).predict([str(videos / "mute.mp4")])  # the default: beside ./runs
+    assert table["error"][0] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}, "nothing lands in MLflow's own default places"
+
+
 def test_a_release_touches_no_global_state(released: ReleasedModel) -> None:
     assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() != released.tracking_uri

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from crossgate.config import Recipe
+from crossgate.config import Recipe, TrackingConfig
 from crossgate.errors import UserError
 from crossgate.recipe import flat_recipe, parse_recipe
-from crossgate.tracking import MlflowTracker, NullTracker, deliver, known_run, open_tracker
+from crossgate.tracking import MlflowTracker, NullTracker, deliver, known_run, open_tracker, pinned
 
 
 def recipe_for(output: Path, **tracking: object) -> Recipe:
@@ -81,6 +82,8 @@ def test_a_resumed_run_is_the_same_run_without_gap_or_double(store: Path, client
             resumed.log_metrics({"loss": float(step)}, step)
     assert resumed.run_id == killed.run_id == known_run(run_dir)
     assert history(client, resumed.run_id, "loss") == [(step, float(step)) for step in range(15)]
+    for line in (run_dir / "tracking" / "spool.jsonl").read_text().splitlines():
+        json.loads(line)  # half a line would have spoilt the next one
     assert client.get_run(resumed.run_id).info.status == "FINISHED"
 
 
@@ -185,6 +188,35 @@ def test_a_wrong_server_is_one_clear_line(tmp_path: Path, uri: str, says: str) -
     assert "tracking.uri" in line
     assert "\n" not in line
     assert "secret" not in line
+
+
+def test_a_password_is_shown_nowhere(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "postgresql://user:secret@host/db"
+    database = f"sqlite:///{store / 'mlflow.db'}"
+
+    def talkative(_: str) -> None:
+        raise RuntimeError(f"cannot connect as user with secret: {uri}")
+
+    monkeypatch.setattr("crossgate.tracking.server.make_client", talkative)
+    with pytest.raises(UserError) as caught:
+        open_tracker(recipe_for(tmp_path, uri=uri), tmp_path / "run", 0)
+    assert "secret" not in str(caught.value)
+
+    client = MlflowClient(tracking_uri=database, registry_uri=database)
+    monkeypatch.setattr("crossgate.tracking.server.make_client", lambda _: client)
+    monkeypatch.setattr("crossgate.tracking.tracker.make_client", lambda _: client)
+    with open_tracker(recipe_for(tmp_path, uri=uri), tmp_path / "run", 0) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).data.params["tracking.uri"] == "postgresql://***@host/db"
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and "secret" in f.read_text()]
+
+
+def test_nested_runs_share_the_parents_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert pinned(TrackingConfig(), tmp_path).uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert pinned(TrackingConfig(uri="http://host"), tmp_path).uri == "http://host"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host")
+    assert pinned(TrackingConfig(), tmp_path).uri == "", "what the environment says stays there"
 
 
 def test_a_restart_while_the_server_is_away_goes_on(

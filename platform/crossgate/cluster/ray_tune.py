@@ -23,7 +23,7 @@ from crossgate.cluster.session import ray_session
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import dump_recipe, parse_recipe, recipe_digest, with_overrides
-from crossgate.tracking import open_tracker
+from crossgate.tracking import open_tracker, pinned
 from crossgate.training.metrics import read_metrics
 
 Heard = Callable[[Mapping[str, float]], None]
@@ -134,6 +134,7 @@ def plan(recipe: Recipe) -> list[tuple[TrialRecord, Recipe]]:
         overrides = dict(zip(config.space, point, strict=True))
         settings = with_overrides(recipe, {"kind": "finetune", **overrides})
         name = f"{_slug(overrides)}-{recipe_digest(settings)[:6]}"
+        settings.tracking = pinned(recipe.tracking, recipe.run.output)  # trials lie deeper than the search itself
         settings.run.name, settings.run.output = name, str(Path(recipe.run.output) / recipe.run.name)
         trials.append((TrialRecord(name, overrides, str(Path(settings.run.output) / name)), settings))
     return trials

@@ -174,14 +174,14 @@ def _register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # A server resolves models:/ itself and refuses places on its own disk; a database store would resolve it
-    # by the process-wide tracking URI, which may be another one.
+    # A server resolves models:/ itself and refuses places on its own disk; a database store would resolve it, and
+    # a model without a run, by the process-wide tracking URI, which may be another one.
     on_server = server.uri.startswith("http")
     return client.create_model_version(
         name,
         source=f"models:/{stored.model_id}" if on_server else stored.artifact_location,
         run_id=run_id or None,
-        model_id=stored.model_id,
+        model_id=stored.model_id if on_server or run_id else None,
         tags={**lineage, _DIGEST_TAG: card.digest},
         description=description,
     )

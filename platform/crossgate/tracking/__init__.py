@@ -1,6 +1,6 @@
 """MLflow runs: what happened, kept even when the server is away. See docs/tracking.md."""
 
-from crossgate.tracking.server import Server, connect, tracking_uri
+from crossgate.tracking.server import Server, connect, pinned, tracking_uri
 from crossgate.tracking.tracker import MlflowTracker, NullTracker, Tracker, deliver, known_run, open_tracker
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "deliver",
     "known_run",
     "open_tracker",
+    "pinned",
     "tracking_uri",
 ]

@@ -46,6 +46,13 @@ def tracking_uri(config: TrackingConfig, output: str | Path) -> str:
     return configured or f"sqlite:///{Path(output).absolute() / 'mlflow.db'}"
 
 
+def pinned(config: TrackingConfig, output: str | Path) -> TrackingConfig:
+    """Returns the settings with the SQLite default spelt out, for runs that keep their directories elsewhere."""
+    if config.uri or environment.tracking_uri():
+        return config
+    return config.model_copy(update={"uri": tracking_uri(config, output)})
+
+
 def redacted(uri: str) -> str:
     """Returns the URI without user name and password."""
     parts = urlsplit(uri)
@@ -122,7 +129,7 @@ def _probe(uri: str) -> None:
 
 
 def _unreachable(uri: str, error: Exception) -> UserError:
-    reason = redacted(str(error).strip().splitlines()[0][:200]) if str(error).strip() else type(error).__name__
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     password = urlsplit(uri).password
     if password:
         reason = reason.replace(password, "***")

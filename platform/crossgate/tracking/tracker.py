@@ -229,10 +229,12 @@ def open_tracker(
     tracker = MlflowTracker(spool, uri, interval)
     if not first:
         tracker._note({"lane": "values", "status": "RUNNING"})
-    tracker.log_params(flat_recipe(recipe))
+    shown = recipe.model_copy(deep=True)
+    shown.tracking.uri = redacted(shown.tracking.uri)
+    tracker.log_params(flat_recipe(shown))
     tracker.set_tags({**facts, **(tags or {})})
     if first:
-        tracker.log_text(dump_recipe(recipe), "recipe.yaml")
+        tracker.log_text(dump_recipe(shown), "recipe.yaml")
     return tracker
 
 
