@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import torch
 
 
@@ -15,3 +18,10 @@ def number_tensors(members, clip, augment, seed):
     if "audio.bin" in members and "audio" in clip.modalities:
         found["audio"] = torch.full(clip.shape("audio"), float(members["audio.bin"]))
     return found
+
+
+def deadly_tensors(members, clip, augment, seed):
+    """Kills the process that decodes clip 9, as the kernel does when memory runs out."""
+    if members["rgb.bin"] == b"9":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number_tensors(members, clip, augment, seed)

@@ -10,7 +10,7 @@ import torch
 from conftest import add_clip, write_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stub_codec import number_tensors
+from stub_codec import deadly_tensors, number_tensors
 
 from crossgate.batch import ClipBatch
 from crossgate.config import AugmentConfig, ClipConfig, DataConfig
@@ -249,6 +249,11 @@ def test_a_shard_that_changed_stops_the_run_with_its_name(spoilt: Index, workers
     with pytest.raises(UserError, match="train-000000.tar: the shard changed since it was indexed") as caught:
         take(make(spoilt, global_batch=4, loader_workers=workers), 1)
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_killed_worker_is_one_line_and_no_wait(index: Index) -> None:
+    with pytest.raises(UserError, match="data.loader_workers: a decoding process died"):
+        take(make(index, tail="wrap", loader_workers=2, decode=deadly_tensors), 3)
 
 
 def test_a_lost_shard_is_named(spoilt: Index) -> None:

@@ -248,13 +248,13 @@ def _batches(units: _Units, data: DataConfig, account: _Account) -> Iterator[Cli
             outcome = next(outcomes)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
             raise UserError(
-                f"a decoding process died ({error})",
+                "a decoding process died",
                 where="data.loader_workers",
-                cure="it was probably killed for memory: use fewer workers or a smaller data.prefetch",
+                cure="if it was killed for memory, use fewer workers or a smaller data.prefetch",
             ) from error
         yield account.add(outcome, time.perf_counter() - before)
 
