@@ -173,6 +173,12 @@ def test_parameter_groups_cover_everything_once_and_spare_norms(small: ModuleTyp
     assert "model.network.fusion.experts.weight" in found["rest/decay"][2]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_parameter_is_a_bare_scalar(small: ModuleType, kind: str) -> None:
+    """DeepSpeed's broadcast views parameters as bytes, which fails for 0-d ones."""
+    assert all(p.ndim > 0 for p in build_task(small.recipe(kind), small.VOCABULARIES).parameters())
+
+
 @pytest.fixture
 def pretrained(small: ModuleType, tmp_path: Path) -> Path:
     recipe: Recipe = small.recipe("pretrain", run={"seed": 77})

@@ -29,11 +29,12 @@ class Scale(nn.Module):
     def __init__(self, temperature: float, learn: bool) -> None:
         super().__init__()
         room = math.log(LARGEST_SCALE * max(temperature, 0.0101))
-        self.raw = nn.Parameter(torch.tensor(room + math.log(-math.expm1(-room))), requires_grad=learn)
+        start = room + math.log(-math.expm1(-room))
+        self.raw = nn.Parameter(torch.tensor([start]), requires_grad=learn)  # DeepSpeed takes no 0-d parameters
 
     def forward(self) -> Tensor:
         raw = self.raw.to(torch.promote_types(self.raw.dtype, torch.float32))
-        return LARGEST_SCALE * (-nn.functional.softplus(raw)).exp()
+        return LARGEST_SCALE * (-nn.functional.softplus(raw)).exp().squeeze(0)
 
 
 @dataclass
