@@ -214,11 +214,11 @@ class Index:
 
 
 def shards_digest(table: pa.Table) -> str:
-    """Returns the SHA-256 over name, split, clips, bytes and digests of the shards, in their order."""
+    """Returns the SHA-256 over name, split, clips, bytes and digests of the shards, column by column."""
     digest = hashlib.sha256()
-    columns = [table.column(name).to_pylist() for name in ("name", "split", "clips", "bytes", "sha256", "layout")]
-    for row in zip(*columns):
-        digest.update(("\0".join(map(str, row)) + "\n").encode())
+    for name in ("name", "split", "clips", "bytes", "sha256", "layout"):
+        values = table.column(name).to_pylist()
+        digest.update(f"{name}\0{len(values)}\0".encode() + "\0".join(map(str, values)).encode() + b"\0")
     return digest.hexdigest()
 
 
