@@ -151,6 +151,11 @@ def test_another_recipe_under_the_same_name_is_refused(copied):
         run_fit(other)
 
 
+def test_a_look_at_validation_does_not_change_the_run(tmp_path, undisturbed):
+    run_fit(tiny_recipe(tmp_path, "blind"), dropout=DROPOUT, validated=False)
+    assert losses(tmp_path, "blind") == losses(undisturbed.parent, "run")
+
+
 def test_best_weights_are_kept_and_given_back(undisturbed, copied):
     lines = [line for line in read_metrics(undisturbed) if "val/accuracy" in line]
     selection = Selection("val/accuracy", "higher")
