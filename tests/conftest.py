@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 import crossgate  # noqa: F401
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MLFLOW_ENABLE_TELEMETRY", "false")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+sys.path.insert(0, str(Path(__file__).parent / "runs"))  # tiny_road, which tests of several rooms use
 
 _CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
@@ -23,3 +26,15 @@ def corpus() -> Path:
             pytest.fail(f"no real clips at {_CORPUS}")
         pytest.skip("the real clips are not on this machine")
     return _CORPUS
+
+
+@pytest.fixture(scope="session")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``clips/manifest.csv`` (36 generated clips) and ``shards/``."""
+    from crossgate.clips.synth import generate
+    from crossgate.runs.pack import PackSettings, pack
+
+    folder = tmp_path_factory.mktemp("road")
+    manifest = generate(folder / "clips", clips=36, workers=1)
+    pack(manifest, str(folder / "shards"), PackSettings(workers=1))
+    return folder

@@ -57,10 +57,11 @@ def pack(
     task: Annotated[
         str, typer.Option(help="Task that the `label` column belongs to (default: told by the labels).")
     ] = "",
+    classes: Annotated[str, typer.Option(help="Valid labels, comma-separated (default: those that occur).")] = "",
     seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.0,
     fps: Annotated[float, typer.Option(help="Stored frames a second, at most.")] = 12.0,
     short_side: Annotated[int, typer.Option(help="Stored short side in pixels.")] = 128,
-    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = "rgb,flow,audio,depth",
+    modalities: Annotated[str, typer.Option(help="Comma-separated (default: all that there are).")] = "",
     val_fraction: Annotated[float, typer.Option(help="Share of training groups made `val` if there is none.")] = 0.15,
     workers: Annotated[int, typer.Option(help="Processes (0: one a core).", min=0)] = 0,
     estimator: Annotated[str, typer.Option(help="Depth model for videos without a sensor (needs transformers).")] = "",
@@ -75,10 +76,11 @@ def pack(
 
     settings = PackSettings(
         task=task,
+        classes=_names(classes),
         seconds=seconds,
         fps=fps,
         short_side=short_side,
-        modalities=tuple(name.strip() for name in modalities.split(",")),
+        modalities=_names(modalities),
         val_fraction=val_fraction,
         workers=workers,
         estimator=estimator,
@@ -257,6 +259,10 @@ def _run(kind: str, config: Path, overrides: list[str] | None) -> None:
     from crossgate.cluster.ray_train import launch
 
     launch(recipe)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def run_job(kind: str) -> None:

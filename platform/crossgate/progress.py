@@ -45,14 +45,14 @@ def _live_bar(unit: str) -> Iterator[Step]:
 
 def _plain_lines(unit: str, every_s: float) -> Step:
     started = time.monotonic()
-    last = -every_s
+    last, shown = -every_s, -1
 
     def step(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, shown
         elapsed = time.monotonic() - started
-        if elapsed - last < every_s and done < total:
+        if done == shown or (elapsed - last < every_s and done < total):
             return
-        last = elapsed
+        last, shown = elapsed, done
         rate = done / max(elapsed, 1e-6)
         eta = (total - done) / rate if rate > 0 else 0.0
         print(f"{done}/{total} {unit}  {rate:.1f} {unit}/s  ETA {eta:.0f} s", file=sys.stderr, flush=True)

@@ -19,6 +19,6 @@ def preview(url: str, out: Path, *, clips: int = 6, split: str = "", seed: int =
     """
     index = Index.load(url)
     selection = index.select([split or next(iter(index.splits))])
-    rows = np.random.default_rng(seed).choice(selection.total, size=min(clips, selection.total), replace=False)
-    contact_sheet(read_clips(index, selection, np.sort(rows)), out)
+    order = np.random.default_rng(seed).choice(selection.total, size=min(clips, selection.total), replace=False)
+    contact_sheet(read_clips(index, selection, order), out)
     return out

@@ -1,0 +1,131 @@
+"""The main road in small: shards -> pretraining -> fine-tuning -> evaluation -> release -> prediction."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_road import tiny_tree, write_recipe
+
+from crossgate.cluster.ray_train import launch
+from crossgate.errors import UserError
+from crossgate.evaluation import read_results
+from crossgate.recipe import load_recipe
+from crossgate.runs.context import run_directory
+from crossgate.runs.predict import format_rows, predict_videos
+from crossgate.runs.release import release_run
+
+
+@pytest.fixture(scope="module")
+def pretrained(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    recipe = write_recipe(folder / "tiny.yaml", tiny_tree(road, folder / "runs", "pretrain"))
+    launch(recipe)
+    return run_directory(recipe)
+
+
+@pytest.fixture(scope="module")
+def finetuned(road: Path, pretrained: Path) -> Path:
+    sections = {"finetune": {"task": "violence", "init": str(pretrained)}, "model": {"fusion": {"name": "softmax"}}}
+    recipe = write_recipe(
+        pretrained.parent / "violence.yaml", tiny_tree(road, pretrained.parent, "finetune", **sections)
+    )
+    launch(recipe)
+    return run_directory(recipe)
+
+
+def test_pretraining_leaves_what_a_user_looks_for(pretrained: Path) -> None:
+    for name in ("report.html", "results.json", "metrics.jsonl", "recipe.yaml", "model/model.safetensors"):
+        assert (pretrained / name).exists(), name
+    metrics, provenance = read_results(pretrained / "results.json")
+    assert "test/linear_probe/action/fused/accuracy" in metrics
+    assert "test/retrieval/mean/r_at_1" in metrics
+    assert provenance["index_digest"]
+    assert "http" not in (pretrained / "report.html").read_text().split("</style>")[1].replace("http://www.w3.org", "")
+
+
+def test_a_finished_run_started_again_says_so_and_repeats_nothing(pretrained: Path) -> None:
+    before = (pretrained / "metrics.jsonl").read_text()
+    launch(load_recipe(pretrained.parent.parent / "tiny.yaml"))
+    assert (pretrained / "metrics.jsonl").read_text() == before
+
+
+def test_mlflow_holds_the_run_once(pretrained: Path, finetuned: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{pretrained.parent}/mlflow.db")
+    experiment = client.get_experiment_by_name("crossgate")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_name for run in runs} == {pretrained.name, finetuned.name}
+    assert all(run.info.status == "FINISHED" for run in runs)
+    run = next(run for run in runs if run.info.run_name == finetuned.name)
+    assert run.data.params["finetune.task"] == "violence"
+    assert run.data.metrics["test/average_precision"] == pytest.approx(
+        read_results(finetuned / "results.json")[0]["test/average_precision"]
+    )
+    assert {"report.html", "recipe.yaml"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_evaluation_of_a_run_repeats_its_numbers(road: Path, finetuned: Path, tmp_path: Path) -> None:
+    sections = {"evaluation": {"model": str(finetuned), "bootstrap": 50}}
+    recipe = write_recipe(tmp_path / "again.yaml", tiny_tree(road, tmp_path, "evaluate", **sections))
+    launch(recipe)
+    again, _ = read_results(run_directory(recipe) / "results.json")
+    first, _ = read_results(finetuned / "results.json")
+    assert again["test/average_precision"] == pytest.approx(first["test/average_precision"], abs=1e-6)
+
+
+def test_evaluation_of_a_pretrained_model(road: Path, pretrained: Path, tmp_path: Path) -> None:
+    sections = {"evaluation": {"model": str(pretrained), "bootstrap": 50, "random_baseline": False}}
+    recipe = write_recipe(tmp_path / "pre.yaml", tiny_tree(road, tmp_path, "evaluate", **sections))
+    launch(recipe)
+    again, _ = read_results(run_directory(recipe) / "results.json")
+    first, _ = read_results(pretrained / "results.json")
+    name = "test/retrieval/mean/r_at_1"
+    assert again[name] == pytest.approx(first[name], abs=1e-6)
+
+
+def test_released_model_predicts_through_the_registry(road: Path, finetuned: Path) -> None:
+    released = release_run(finetuned)
+    assert released.uri == "models:/crossgate-violence@champion"
+    videos = sorted(str(path) for path in (road / "clips" / "videos").glob("*.mp4"))[:2]
+    frame = predict_videos(released.uri, [*videos, "nowhere.mp4"], tracking_uri=released.tracking_uri)
+    good, bad = frame.iloc[:2], frame.iloc[2]
+    assert set(good["label"]) <= {"fight", "nofight"}
+    for row in good.to_dict(orient="records"):
+        assert math.isclose(sum(row["scores"].values()), 1, abs_tol=1e-5)
+        assert math.isclose(sum(row["weights"].values()), 1, abs_tol=1e-5)
+        assert set(row["modalities"]) <= {"rgb", "flow", "audio"}  # no depth was given
+    assert "nowhere.mp4" in str(bad["error"])
+    assert "nowhere.mp4" in format_rows(frame)
+
+
+def test_the_registered_model_agrees_with_the_directory(road: Path, finetuned: Path) -> None:
+    video = str(min((road / "clips" / "videos").glob("*.mp4")))
+    released = release_run(finetuned)
+    registered = predict_videos(released.uri, [video], tracking_uri=released.tracking_uri)
+    direct = predict_videos(str(finetuned), [video])
+    assert registered["scores"][0] == pytest.approx(direct["scores"][0], abs=1e-6)
+
+
+def test_classes_of_another_index_are_refused(road: Path, finetuned: Path, tmp_path: Path) -> None:
+    card = json.loads((finetuned / "model" / "model.json").read_text())
+    assert card["classes"] == ["fight", "nofight"]
+    other = tmp_path / "model"
+    shutil.copytree(finetuned / "model", other)
+    card["classes"] = ["calm", "storm"]
+    (other / "model.json").write_text(json.dumps(card))
+    sections = {"evaluation": {"model": str(other)}}
+    with pytest.raises(UserError, match="violence"):
+        launch(write_recipe(tmp_path / "other.yaml", tiny_tree(road, tmp_path, "evaluate", **sections)))
+
+
+def test_another_recipe_under_the_same_name_is_refused(road: Path, pretrained: Path) -> None:
+    sections = {"run": {"name": pretrained.name}, "optim": {"lr": 0.5}}
+    recipe = write_recipe(pretrained.parent / "x.yaml", tiny_tree(road, pretrained.parent, "pretrain", **sections))
+    with pytest.raises(UserError, match="run.name"):
+        launch(recipe)

@@ -1,0 +1,34 @@
+"""The smallest recipes over a few generated clips (the fixture `road`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossgate.config import Recipe
+from crossgate.modality import MODALITIES
+from crossgate.recipe import load_recipe
+
+
+def tiny_tree(road: Path, output: Path, kind: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """The smallest recipe over the shards, with some sections' keys added."""
+    tree: dict[str, Any] = {
+        "kind": kind,
+        "run": {"output": str(output)},
+        "data": {"index": str(road / "shards"), "global_batch": 8, "clip": {"frames": 2, "size": 32, "mels": 32}},
+        "model": {"dim": 16, "embedding": 8, "encoders": {name: {"backbone": "test_convnext"} for name in MODALITIES}},
+        "training": {"steps": 4, "log_every": 1, "eval_every": 2, "save_every": 2},
+        "evaluation": {"bootstrap": 50},
+        "cluster": {"launcher": "local"},
+    }
+    for name, keys in sections.items():
+        tree.setdefault(name, {}).update(keys)
+    return tree
+
+
+def write_recipe(path: Path, tree: dict[str, Any]) -> Recipe:
+    """Writes the tree to a file and loads it as a user's recipe."""
+    path.write_text(yaml.safe_dump(tree))
+    return load_recipe(path)
