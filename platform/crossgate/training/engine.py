@@ -147,7 +147,7 @@ def _gathered(value: Any) -> Tensor:
     return whole
 
 
-def _adamw(task: nn.Module, recipe: Recipe, world: World) -> torch.optim.AdamW:
+def _adamw(task: Any, recipe: Recipe, world: World) -> torch.optim.AdamW:
     fused = world.device.type == "cuda" and recipe.engine.offload == "none"
     optim: OptimConfig = recipe.optim
     return torch.optim.AdamW(
