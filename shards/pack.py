@@ -1,9 +1,6 @@
 """Packs a manifest of videos into shards: `ray job submit --working-dir . -- python shards/pack.py CSV URL`."""
 
-import sys
-
-from crossgate.cli import main
+from crossgate.cli import run_job
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "pack")
-    main()
+    run_job("pack")

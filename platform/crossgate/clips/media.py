@@ -106,15 +106,17 @@ def open_media(
     if size > limits.bytes:
         raise UserError(f"file of {size} bytes", where=where, expected=f"at most {limits.bytes}")
     try:
-        with av.open(
-            file, format=container_format, metadata_errors="replace", container_options={"format_whitelist": _FORMATS}
-        ) as container:
+        # `max_pixels` also binds the decoders that look into the streams while the file is being opened.
+        options = {"format_whitelist": _FORMATS, "max_pixels": str(limits.pixels)}
+        with av.open(file, format=container_format, metadata_errors="replace", options=options) as container:
             assert isinstance(container, InputContainer)
             seconds = (container.duration or 0) / av.time_base
             if seconds > limits.seconds:
                 raise UserError(f"lasts {seconds:.0f} s", where=where, expected=f"at most {limits.seconds:.0f} s")
             for stream in container.streams.video:
                 check_pixels(stream.width, stream.height, limits, where)
+                if stream.codec_context is not None:
+                    stream.codec_context.options = {"max_pixels": str(limits.pixels)}
             yield container
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__

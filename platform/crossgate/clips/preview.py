@@ -181,4 +181,9 @@ def _draw_depth(axes: Axes, depth: NDArray[np.uint16], record: Mapping[str, Any]
         axes.text(1.038, y, text, fontsize=6.5, va="center", transform=axes.transAxes)
 
 
-_DRAW: dict[str, Callable[..., None]] = {"rgb": _draw_rgb, "flow": _draw_flow, "audio": _draw_audio, "depth": _draw_depth}
+_DRAW: dict[str, Callable[..., None]] = {
+    "rgb": _draw_rgb,
+    "flow": _draw_flow,
+    "audio": _draw_audio,
+    "depth": _draw_depth,
+}
