@@ -94,7 +94,10 @@ def _rgb(pictures: Iterable[NDArray[np.uint8]], clip: ClipConfig, view: View) ->
 def _flow(pictures: Iterable[NDArray[np.float32]], clip: ClipConfig, view: View) -> NDArray[np.float32]:
     stack = _cut(pictures, np.empty((clip.frames, clip.size, clip.size, 2), np.float32), view, cv2.INTER_LINEAR)
     scale = np.float32(1 / view.side)  # a narrower view of the same motion crosses it sooner
-    stack *= np.array([-scale if view.flip else scale, scale], np.float32)
+    if scale != 1:
+        stack *= scale
+    if view.flip:
+        np.negative(stack[..., 0], out=stack[..., 0])
     return stack
 
 
