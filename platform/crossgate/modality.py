@@ -49,23 +49,23 @@ _ALL = (
         layout="video",
         unit="short sides of the picture a second, u to the right, v down",  # free of resolution and frame rate
         mean=(0.0, 0.0),
-        std=(0.5, 0.5),
+        std=(0.2, 0.2),
     ),
     Modality(
         "audio",
         channels=1,
         layout="spectrogram",
         unit="natural log of mel power, 16 kHz mono, 25 ms Hann window, 10 ms hop",
-        mean=(-6.0,),
-        std=(4.0,),
+        mean=(-3.5,),
+        std=(3.0,),
     ),
     Modality(
         "depth",
         channels=1,
         layout="video",
         unit="metres, 0 where there is no measurement",
-        mean=(3.0,),
-        std=(2.0,),
+        mean=(4.0,),
+        std=(2.5,),
     ),
 )
 

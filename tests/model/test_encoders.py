@@ -119,3 +119,15 @@ def test_temporal_pooling(kind: str) -> None:
 
 def test_one_frame_needs_no_pooling_parameters() -> None:
     assert not list(build_temporal("gru", 12, 1).parameters())
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "resnet10t"])
+def test_a_still_picture_gives_no_exploding_gradient(backbone: str) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder("flow", EncoderConfig(backbone=backbone, norm="group"), (4, 2, 64, 64), 32)
+    encoder(torch.zeros(4, 4, 2, 64, 64)).square().sum().backward()
+    still = max(p.grad.norm().item() for p in encoder.parameters() if p.grad is not None)
+    encoder.zero_grad()
+    encoder(torch.randn(4, 4, 2, 64, 64)).square().sum().backward()
+    moving = max(p.grad.norm().item() for p in encoder.parameters() if p.grad is not None)
+    assert still < 100 * moving

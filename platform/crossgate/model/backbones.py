@@ -114,6 +114,10 @@ def _to_group_norm(parent: nn.Module) -> None:
             with torch.no_grad():
                 norm.weight.copy_(child.weight)
                 norm.bias.copy_(child.bias)
+                if not child.bias.any():
+                    # A still picture (a flow of zeros) has no variance at all: with biases of zero it would stay so
+                    # through every layer, and each would multiply its gradient by eps ** -0.5.
+                    norm.bias.normal_(std=0.1)
         rest = [module for key in ("drop", "act") if isinstance(module := getattr(child, key, None), nn.Module)]
         setattr(parent, name, nn.Sequential(norm, *rest) if rest else norm)
 
