@@ -39,6 +39,7 @@ def synth(
     clips: Annotated[int, typer.Option(help="Number of clips.", min=1)] = 600,
     seed: Annotated[int, typer.Option(help="Clip i depends on (seed, i) only.")] = 0,
     degraded: Annotated[float, typer.Option(help="Share of clips with degraded modalities.", min=0, max=1)] = 0.5,
+    unlabelled: Annotated[float, typer.Option(help="Share of clips without labels, for pretraining.", min=0)] = 0.0,
     workers: Annotated[int, typer.Option(help="Processes (0: one a core).", min=0)] = 0,
 ) -> None:
     """Generate labelled clips: articulated figures, sound, true depth, known degradations."""
@@ -46,7 +47,9 @@ def synth(
     from crossgate.progress import progress_bar
 
     with progress_bar("clips") as step:
-        manifest = generate(out, clips=clips, seed=seed, degraded=degraded, workers=workers, progress=step)
+        manifest = generate(
+            out, clips=clips, seed=seed, degraded=degraded, unlabelled=unlabelled, workers=workers, progress=step
+        )
     typer.echo(f"wrote {manifest}\nnext: crossgate pack {manifest} {out}/shards")
 
 

@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 1 << 30
-PACKAGES = ("torch", "timm", "deepspeed", "ray", "webdataset", "fsspec", "s3fs", "mlflow", "av", "opencv-python-headless")
+PACKAGES = (
+    "torch",
+    "timm",
+    "deepspeed",
+    "ray",
+    "webdataset",
+    "fsspec",
+    "s3fs",
+    "mlflow",
+    "av",
+    "opencv-python-headless",
+)
 
 
 @dataclass(frozen=True)

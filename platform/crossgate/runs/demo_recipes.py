@@ -13,7 +13,7 @@ from crossgate.recipe import load_recipe
 
 GATES = ("mean", "sigmoid", "softmax")
 
-_ENCODER = {"backbone": "test_convnext", "temporal": "attention"}
+_ENCODER = {"backbone": "mobilenetv3_small_050", "norm": "group"}
 
 
 class DemoRecipes:
@@ -24,6 +24,7 @@ class DemoRecipes:
         index: folder of the shards.
         modalities: that the clips have.
         pretrain_splits: splits without a need for labels.
+        generated: clips of one group are different actions in one scene: the hardest negatives, not siblings.
         workers: ranks of pretraining.
         quick: a tenth of the steps.
     """
@@ -36,16 +37,17 @@ class DemoRecipes:
         modalities: tuple[str, ...],
         pretrain_splits: tuple[str, ...],
         output: Path,
+        generated: bool,
         workers: int,
         quick: bool,
     ) -> None:
-        self._folder, self._quick, self._workers = folder, quick, workers
+        self._folder, self._generated, self._workers, self._quick = folder, generated, workers, quick
         self._pretrain_splits = list(pretrain_splits)
         self._common: dict[str, Any] = {
             "run": {"output": str(output)},
             "data": {
                 "index": index,
-                "clip": {"modalities": list(modalities), "frames": 6, "size": 64, "mels": 64},
+                "clip": {"modalities": list(modalities), "frames": 4, "size": 64, "mels": 64},
                 "global_batch": 32,
             },
             "model": {
@@ -53,7 +55,6 @@ class DemoRecipes:
                 "embedding": 64,
                 "encoders": {name: dict(_ENCODER) for name in modalities},
             },
-            "optim": {"lr": 2e-3},
             "engine": {"zero_stage": 1},
             "tracking": {"experiment": "crossgate-demo"},
         }
@@ -62,7 +63,10 @@ class DemoRecipes:
         """Cross-modal contrast on all clips that may be used without labels."""
         tree = self._tree("pretrain")
         tree["data"]["train"] = self._pretrain_splits
-        tree["training"] = {"epochs": 1 if self._quick else 12, "eval_every": 0}
+        tree["data"]["global_batch"] = 64 if not self._quick else 16
+        tree["pretrain"] = {"temperature": 0.2, "exclude_group": not self._generated}
+        tree["optim"] = {"lr": 1.5e-3}
+        tree["training"] = {"epochs": 1 if self._quick else 8}
         tree["cluster"] = {"workers": self._workers, "launcher": "ray"}
         return self._write("pretrain", tree, "contrast of all pairs of modalities")
 
@@ -80,8 +84,9 @@ class DemoRecipes:
 
     def _supervised(self, kind: str, init: Path, task: str) -> dict[str, Any]:
         tree = self._tree(kind)
-        tree["finetune"] = {"task": task, "init": str(init)}
-        tree["training"] = {"epochs": 1 if self._quick else 15, "eval_every": 0}
+        tree["finetune"] = {"task": task, "init": str(init), "encoder_lr_scale": 1.0, "unimodal_weight": 0.5}
+        tree["optim"] = {"lr": 1.5e-3}
+        tree["training"] = {"epochs": 1 if self._quick else 8}
         return tree
 
     def _tree(self, kind: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def generate(
     degraded: float = 0.5,
     val: float = 0.15,
     test: float = 0.2,
+    unlabelled: float = 0.0,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -53,7 +54,7 @@ def generate(
         size: width and height, even numbers of pixels. seconds: of each clip, at ``fps`` frames a second.
         clips_per_group: clips of one scene and pair of people.
         degraded: share of clips with at least one spoiled modality.
-        val, test: shares of the splits; the rest is ``train``.
+        val, test, unlabelled: shares of the splits; the rest is ``train``. Labels of ``unlabelled`` are withheld.
         workers: processes; 0 takes one a CPU. 1 stays in this process.
         progress: called with the number of finished clips and of all clips.
 
@@ -63,13 +64,14 @@ def generate(
     arguments = {
         "revision": REVISION, "clips": clips, "seed": seed, "size": list(size), "fps": fps, "seconds": seconds,
         "clips_per_group": clips_per_group, "degraded": degraded, "val": val, "test": test,
+        "unlabelled": unlabelled,
     }  # fmt: skip
     _check(arguments)
     out = Path(out)
     try:
         _claim(out, arguments)
         plans = [plan_clip(seed, index, clips_per_group, degraded) for index in range(clips)]
-        splits = plan_splits(seed, clips, clips_per_group, {"val": val, "test": test})
+        splits = plan_splits(seed, clips, clips_per_group, {"val": val, "test": test, "unlabelled": unlabelled})
         _render_missing(out, plans, (seed, size, fps, seconds), workers or os.cpu_count() or 1, progress)
         return _write_manifest(out, plans, splits, size, fps, seconds)
     except OSError as error:
@@ -90,7 +92,9 @@ def _check(arguments: dict) -> None:
         ("seconds", 1 <= arguments["seconds"] <= 60, "1 to 60"),
         ("clips_per_group", arguments["clips_per_group"] >= 1, "1 or more"),
         ("degraded", 0 <= arguments["degraded"] <= 1, "a share from 0 to 1"),
-        ("val", arguments["val"] >= 0 and arguments["val"] + arguments["test"] < 1, "val + test below 1"),
+        ("val", arguments["val"] >= 0, "a share from 0 to 1"),
+        ("unlabelled", arguments["unlabelled"] >= 0, "a share from 0 to 1"),
+        ("test", arguments["val"] + arguments["test"] + arguments["unlabelled"] < 1, "shares that sum to less than 1"),
         ("test", arguments["test"] >= 0, "a share from 0 to 1"),
     )
     for name, holds, expected in rules:
@@ -210,8 +214,8 @@ def _write_manifest(
             depth = _has_depth(plan)
             row = {
                 "path": f"videos/{plan.name}.mp4",
-                "action": plan.action.name,
-                "violence": plan.action.violence,
+                "action": "" if split == "unlabelled" else plan.action.name,
+                "violence": "" if split == "unlabelled" else plan.action.violence,
                 "split": split,
                 "group": f"scene_{plan.group:05d}",
                 "has_audio": int(_has_audio(plan)),

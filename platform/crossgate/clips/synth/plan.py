@@ -10,6 +10,9 @@ import numpy as np
 from crossgate.clips.synth.actions import ACTIONS, Action
 from crossgate.clips.synth.degrade import Degradation, draw_degradations
 
+SPLITS = ("test", "val", "unlabelled")
+"""What is dealt out, in this order; `train` gets the rest."""
+
 _SCENE, _ORDER, _SPOIL, _CLIP, _SPLIT = range(5)  # separate streams of random numbers
 
 
@@ -56,20 +59,19 @@ def plan_splits(seed: int, clips: int, clips_per_group: int, fractions: dict[str
     """Returns the split of each clip. No group is cut; with three cohorts or more, every split covers every action.
 
     A cohort is the fewest whole groups that together show every action equally often. With fewer clips than three
-    cohorts, single groups are dealt out instead: train first, then test, then val.
+    cohorts, single groups are dealt out instead: train first, then test, val and unlabelled.
     """
     cohort = lcm(clips_per_group, len(ACTIONS))
     unit = cohort if clips >= 3 * cohort else clips_per_group
     count = -(-clips // unit)
     whole = clips // unit  # an unfinished last unit goes to train, where a gap in the classes hurts least
     order = [int(i) for i in stream(seed, _SPLIT, 0).permutation(whole)] + list(range(whole, count))
-    size = {
-        name: max(1, round(fractions[name] * count)) if fractions[name] > 0 and whole > place + 1 else 0
-        for place, name in enumerate(("test", "val"))
-    }
     of_unit = ["train"] * count
-    for i in order[: size["test"]]:
-        of_unit[i] = "test"
-    for i in order[size["test"] : size["test"] + size["val"]]:
-        of_unit[i] = "val"
+    first = 0
+    for place, name in enumerate(SPLITS):
+        wanted = fractions.get(name, 0.0)
+        size = max(1, round(wanted * count)) if wanted > 0 and whole > place + 1 else 0
+        for i in order[first : first + size]:
+            of_unit[i] = name
+        first += size
     return [of_unit[index // unit] for index in range(clips)]
