@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,24 @@ def test_a_member_is_bounded(tone_of):
     )
     with pytest.raises(UserError, match="lasts"):
         decode_sound(long, "flac")
+
+
+def test_a_member_that_hides_its_length_is_bounded_while_it_is_decoded():
+    seconds = int(MEMBER_LIMITS.seconds) * 3
+    whole = np.zeros(seconds * 16_000, np.float32)
+    data = bytearray(encode_sound(whole, codec="flac", sample_format="s16", options={}, container="flac"))
+    assert data[:4] == b"fLaC"
+    assert data[4] & 0x7F == 0  # STREAMINFO comes first
+    data[8 + 13] &= 0xF0  # its 36 bits that count the samples: 0 says unknown
+    data[8 + 14 : 8 + 18] = bytes(4)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="too much sound"):
+            decode_sound(bytes(data), "flac")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * MEMBER_LIMITS.seconds * 16_000 * 2, "decoded beyond the limit"
 
 
 def test_other_containers_are_refused(texture_clip):

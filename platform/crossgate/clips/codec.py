@@ -86,13 +86,18 @@ def decode_sound(data: bytes, container_format: str | None = None) -> NDArray[np
     Raises:
         UserError: damaged, or larger than `MEMBER_LIMITS`.
     """
-    pieces = []
+    pieces: list[NDArray[Any]] = []
+    left = int(MEMBER_LIMITS.seconds * SAMPLE_RATE)
     with open_media(data, MEMBER_LIMITS, container_format) as container:
         for frame in container.decode(audio=0):
+            left -= frame.samples * frame.layout.nb_channels  # the header may not say how much there is
+            if left < 0:
+                bound = f"at most {MEMBER_LIMITS.seconds:.0f} s"
+                raise UserError("too much sound", where=name_of(data), expected=bound, cure="pack the clip anew")
             pieces.append(frame.to_ndarray().reshape(-1))
     if not pieces:
         raise UserError("no sound can be decoded", where=name_of(data), cure="pack the clip anew")
-    samples: NDArray[Any] = np.concatenate(pieces)
+    samples = np.concatenate(pieces)
     if samples.dtype == np.int16:
         return samples.astype(np.float32) * np.float32(1 / 32768)
     return samples.astype(np.float32)
