@@ -26,7 +26,7 @@ def torchrun_world() -> tuple[int, int, int] | None:
 
 
 def calm_mlflow() -> None:
-    """Turns MLflow's telemetry and progress bars off and shortens its patience, where the user has not decided otherwise.
+    """Turns MLflow's telemetry and progress bars off and shortens its patience, unless the user has decided.
 
     By default a call to a dead server retries for four minutes; `tracking` keeps and resends by itself.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import sys
@@ -114,7 +116,7 @@ def _flow() -> list[Finding]:
     import numpy as np
 
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8), (0, 0), 2)
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(noise, np.roll(noise, 2, axis=1), None)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(noise, np.roll(noise, 2, axis=1), None)
     moved = float(np.median(flow[16:-16, 16:-16, 0]))
     return [Finding(abs(moved - 2) < 0.5, "optical flow (OpenCV DIS)", f"a shift of 2 px measures {moved:.2f}")]
 
@@ -128,7 +130,7 @@ def _deepspeed() -> list[Finding]:
 def _ray() -> list[Finding]:
     import ray
 
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         answer = ray.get(ray.remote(_worker_probe).remote(), timeout=60)
     finally:
@@ -137,9 +139,8 @@ def _ray() -> list[Finding]:
 
 
 def _worker_probe() -> str:
-    import crossgate  # noqa: F401  before timm, for its torchvision cure
-    import timm  # noqa: F401
-
+    importlib.import_module("crossgate")  # before timm, for its torchvision cure
+    importlib.import_module("timm")
     return "ok"
 
 

@@ -170,8 +170,8 @@ class Demo:
 
         if self.corpus is None:
             manifest = generate(self.out / "fresh", clips=36, seed=1_000_003)
-        rows = read_manifest(manifest).rows
-        rows = [row for row in rows if self.corpus is None or row.split == "test"][:FRESH]
+        every = read_manifest(manifest).rows
+        rows = [row for row in every if self.corpus is None or row.split == "test"][:FRESH]
         depth = [str(row.depth_path or "") for row in rows]
         return [str(row.path) for row in rows], depth if any(depth) else None
 

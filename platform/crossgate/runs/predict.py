@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
@@ -35,7 +36,7 @@ def predict_videos(
         for video, beside in zip(videos, depth or [""] * len(videos))
     ]
     if model.startswith("models:/"):
-        return load(model, TrackingConfig(uri=tracking_uri)).predict(pd.DataFrame(items))
+        return cast(pd.DataFrame, load(model, TrackingConfig(uri=tracking_uri)).predict(pd.DataFrame(items)))
     return Predictor(Path(model)).predict(items)
 
 
