@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,6 +22,13 @@ _OPERATIONAL_KEYS = {
     "data": ("loader_workers", "prefetch", "index"),
     "training": ("log_every", "save_every", "keep"),
 }
+# Kinds whose results are all of their index: under another one they are another run. Training resumes over a copy of
+# its shards elsewhere, and its loader compares the index's own digest.
+_NAMED_BY_INDEX = ("evaluate", "search")
+# Files that travel with a Ray job lie below this folder, in one named by the package's hash.
+_TRAVELLED = "working_dir_files"
+HIDDEN = "***"
+"""What stands in stored files and messages for a user name and password."""
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -41,7 +50,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         _override(tree, override)
     recipe = parse_recipe(tree, where=str(path))
     if not recipe.run.name:
-        recipe.run.name = f"{recipe.kind}-{path.stem}-{recipe_digest(recipe)[:8]}"
+        recipe.run.name = f"{recipe.kind}-{path.stem}-{_name_digest(recipe)[:8]}"
     return recipe
 
 
@@ -54,7 +63,7 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _explained(error, where) from None
+        raise explained(error, where) from None
 
 
 def with_overrides(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
@@ -66,12 +75,12 @@ def with_overrides(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Returns the resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """Returns the resolved recipe as YAML, for people and files: without the tracking server's password."""
+    return yaml.safe_dump(_shown(recipe), sort_keys=False, allow_unicode=True)
 
 
 def flat_recipe(recipe: Recipe) -> dict[str, str]:
-    """Returns dotted key -> value as text, for MLflow parameters."""
+    """Returns dotted key -> value as text, for MLflow parameters; redacted as `dump_recipe`."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -81,17 +90,62 @@ def flat_recipe(recipe: Recipe) -> dict[str, str]:
         else:
             flat[prefix] = str(value)
 
-    walk("", recipe.model_dump(mode="json"))
+    walk("", _shown(recipe))
     return flat
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Returns the SHA-256 of all settings that change a run's numbers; names, places and workers do not."""
+    """Returns the SHA-256 of all settings that change a run's numbers; names, places and workers do not.
+
+    A DeepSpeed JSON counts by its content. A model to start from counts by its path, without the folder that a Ray job
+    unpacks what travels with it into: that has another name each time.
+    """
     tree = recipe.model_dump(mode="json", exclude=set(_OPERATIONAL))
     for section, keys in _OPERATIONAL_KEYS.items():
         for key in keys:
             tree[section].pop(key)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    tree["engine"]["deepspeed"] = _content(recipe.engine.deepspeed)
+    tree["finetune"]["init"] = _without_package(recipe.finetune.init)
+    tree["evaluation"]["model"] = _without_package(recipe.evaluation.model)
+    return _sha256(json.dumps(tree, sort_keys=True).encode())
+
+
+def redacted(uri: str) -> str:
+    """Returns the URI without user name and password."""
+    parts = urlsplit(uri)
+    query = re.sub(r"((?:^|&)(?:user|password)=)[^&]*", rf"\1{HIDDEN}", parts.query)
+    host = parts.netloc.rpartition("@")[2]
+    if query == parts.query and host == parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=f"{HIDDEN}@{host}" if host != parts.netloc else host, query=query))
+
+
+def _shown(recipe: Recipe) -> dict[str, Any]:
+    tree = recipe.model_dump(mode="json")
+    tree["tracking"]["uri"] = redacted(recipe.tracking.uri)
+    return tree
+
+
+def _name_digest(recipe: Recipe) -> str:
+    digest = recipe_digest(recipe)
+    return _sha256(f"{digest} {recipe.data.index}".encode()) if recipe.kind in _NAMED_BY_INDEX else digest
+
+
+def _content(path: str) -> str:
+    """Returns the digest of a file; its path where it cannot be read, which the run itself will complain about."""
+    try:
+        return _sha256(Path(path).read_bytes()) if path else ""
+    except OSError:
+        return path
+
+
+def _without_package(path: str) -> str:
+    parts = Path(path).parts
+    return str(Path(*parts[parts.index(_TRAVELLED) + 2 :])) if _TRAVELLED in parts else path
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -114,8 +168,14 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _explained(error: ValidationError, where: str) -> UserError:
-    """Turns pydantic's first complaint into one line that names file, key, expectation and nearest key."""
+def explained(error: ValidationError, where: str, cure: str = "run `crossgate explain`") -> UserError:
+    """Turns pydantic's first complaint into one line that names file, key, expectation and nearest key.
+
+    Args:
+        error: the complaint.
+        where: the recipe, or the command whose settings they are.
+        cure: for a value that will not do.
+    """
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -126,7 +186,7 @@ def _explained(error: ValidationError, where: str) -> UserError:
         return UserError(f"key '{key}' is missing", where=where, cure="add it to the recipe")
     message = str(first["msg"]).removeprefix("Value error, ")
     found = "" if isinstance(first.get("input"), dict) else f", found {first.get('input')!r}"
-    return UserError(f"key '{key}': {message}{found}" if key else message, where=where, cure="run `crossgate explain`")
+    return UserError(f"key '{key}': {message}{found}" if key else message, where=where, cure=cure)
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
