@@ -71,26 +71,34 @@ def pack(
     skip_bad: Annotated[
         bool, typer.Option(help="Name and skip clips that cannot be read instead of stopping.")
     ] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Spread over the running Ray cluster.")] = False,
 ) -> None:
     """Turn a manifest of videos into WebDataset shards with an index; continues where it was stopped."""
-    from crossgate.progress import progress_bar
-    from crossgate.runs.pack import PackSettings
-    from crossgate.runs.pack import pack as pack_run
+    from pydantic import ValidationError
 
-    settings = PackSettings(
-        task=task,
-        classes=_names(classes),
-        seconds=seconds,
-        fps=fps,
-        short_side=short_side,
-        modalities=_names(modalities),
-        val_fraction=val_fraction,
-        workers=workers,
-        estimator=estimator,
-        skip_bad=skip_bad,
-    )
-    with progress_bar("clips") as step:
-        index = pack_run(manifest, out, settings, progress=step)
+    from crossgate.cluster.pack import pack as pack_over_ray
+    from crossgate.progress import progress_bar
+    from crossgate.recipe import explained
+    from crossgate.runs.pack import PackSettings
+    from crossgate.runs.pack import pack as pack_here
+
+    try:
+        settings = PackSettings(
+            task=task,
+            classes=_names(classes),
+            seconds=seconds,
+            fps=fps,
+            short_side=short_side,
+            modalities=_names(modalities),
+            val_fraction=val_fraction,
+            workers=workers,
+            estimator=estimator,
+            skip_bad=skip_bad,
+        )
+    except ValidationError as error:
+        raise explained(error, "crossgate pack", cure="see `crossgate pack --help`") from None
+    with progress_bar("videos") as step:
+        index = (pack_over_ray if ray else pack_here)(manifest, out, settings, step)
     typer.echo(index.summary())
     typer.echo(f"next: crossgate check {out}; crossgate preview {out}")
 
@@ -180,11 +188,12 @@ def release(
     tracking_uri: Annotated[str, typer.Option(help="MLflow server (default: the run's own).")] = "",
 ) -> None:
     """Register a fine-tuned model in MLflow with signature, example, requirements and alias."""
+    from crossgate.recipe import redacted
     from crossgate.runs.release import release_run
 
     released = release_run(run, name=name, alias=alias, tracking_uri=tracking_uri)
     typer.echo(f"registered {released.name} version {released.version} as {released.uri}")
-    typer.echo(f"next: crossgate predict {released.uri} VIDEO --tracking-uri {released.tracking_uri}")
+    typer.echo(f"next: crossgate predict {released.uri} VIDEO --tracking-uri {redacted(released.tracking_uri)}")
 
 
 @app.command(rich_help_panel=MODELS)
@@ -257,7 +266,9 @@ def _run(kind: str, config: Path, overrides: list[str] | None) -> None:
     if kind == "search":
         from crossgate.cluster.ray_tune import search as run_search
 
-        typer.echo(run_search(recipe).table())
+        result = run_search(recipe)
+        typer.echo(result.table())
+        result.best()  # a search without a winner has failed, and says why
         return
     from crossgate.cluster.ray_train import launch
 
@@ -268,9 +279,9 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def run_job(kind: str) -> None:
-    """Entry point of the scripts in jobs/: ``script.py --config RECIPE [key=value ...]``."""
-    sys.argv.insert(1, kind)
+def run_job(*words: str) -> None:
+    """Entry point of the scripts in jobs/ and shards/: the words stand before the script's own arguments."""
+    sys.argv[1:1] = words
     main()
 
 

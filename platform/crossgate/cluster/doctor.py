@@ -116,7 +116,9 @@ def _flow() -> list[Finding]:
     import numpy as np
 
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8), (0, 0), 2)
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(noise, np.roll(noise, 2, axis=1), None)
+    empty = np.zeros((64, 64, 2), np.float32)
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow = np.asarray(estimator.calc(noise, np.roll(noise, 2, axis=1), empty))
     moved = float(np.median(flow[16:-16, 16:-16, 0]))
     return [Finding(abs(moved - 2) < 0.5, "optical flow (OpenCV DIS)", f"a shift of 2 px measures {moved:.2f}")]
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from crossgate import environment
 from crossgate.config import Recipe
+from crossgate.errors import UserError
+
+_SQLITE = "sqlite:///"
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -14,14 +17,42 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     Relative paths start at the working folder. A job of `ray job submit` runs in a copy of the submitter's folder
     that is thrown away, so what it writes goes below ``CROSSGATE_HOME`` (default: ``~/crossgate``), and what it reads
     is looked for there too when the copy does not have it.
+
+    Raises:
+        UserError: for runs on object storage.
     """
+    if "://" in recipe.run.output:
+        raise UserError(
+            f"runs cannot be kept at '{recipe.run.output}'",
+            where="run.output",
+            expected="a folder, on a file system that all ranks share",
+        )
     fixed = recipe.model_copy(deep=True)
-    base = environment.home() or (Path.home() / "crossgate" if environment.in_ray_job() else Path.cwd())
-    fixed.run.output = _absolute(recipe.run.output, base)
-    for section, key in ((fixed.data, "index"), (fixed.finetune, "init"), (fixed.engine, "deepspeed")):
-        here = Path.cwd() / getattr(section, key)
-        setattr(section, key, _absolute(getattr(section, key), Path.cwd() if here.exists() else base))
+    fixed.run.output = written(recipe.run.output)
+    if recipe.tracking.uri.startswith(_SQLITE):
+        fixed.tracking.uri = _SQLITE + _absolute(recipe.tracking.uri.removeprefix(_SQLITE), base)
+    for section, key in (
+        (fixed.data, "index"),
+        (fixed.finetune, "init"),
+        (fixed.evaluation, "model"),
+        (fixed.engine, "deepspeed"),
+    ):
+        setattr(section, key, read(getattr(section, key)))
     return fixed
+
+
+def written(path: str) -> str:
+    """Returns the absolute path of what is written; an address with a scheme stays as it is."""
+    return _absolute(path, _base())
+
+
+def read(path: str) -> str:
+    """Returns the absolute path of what is read, here if it exists here."""
+    return _absolute(path, Path.cwd() if (Path.cwd() / path).exists() else _base())
+
+
+def _base() -> Path:
+    return environment.home() or (Path.home() / "crossgate" if environment.in_ray_job() else Path.cwd())
 
 
 def _absolute(path: str, base: Path) -> str:

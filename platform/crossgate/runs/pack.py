@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,10 @@ from crossgate.stream.storage import Store, open_store
 
 Progress = Callable[[int, int], None]
 """Called with (videos done, videos in all)."""
+
+PackUnits = Callable[[Store, Sequence["Unit"], "PackSettings", Callable[[int], None]], Mapping[str, "UnitReport"]]
+"""Packs units: called with (store, units, settings, step) it returns their reports by name, and calls step with the
+number of videos done so far."""
 
 _REVISION = 1  # raise it when the same settings give other bytes
 _PLAN = "pack.json"
@@ -111,7 +116,11 @@ class UnitReport:
 
 
 def pack(
-    manifest: str | Path, out_url: str, settings: PackSettings | None = None, progress: Progress | None = None
+    manifest: str | Path,
+    out_url: str,
+    settings: PackSettings | None = None,
+    progress: Progress | None = None,
+    pack_units: PackUnits | None = None,
 ) -> Index:
     """Packs the videos of a manifest; called again after a kill it continues.
 
@@ -120,6 +129,7 @@ def pack(
         out_url: folder for the shards, local or ``s3://``.
         settings: how (None: the defaults).
         progress: called with (videos done, videos in all).
+        pack_units: what does the work (None: processes of this machine); the bytes do not depend on it.
 
     Raises:
         UserError: for whatever is wrong with manifest, videos, settings or folder; finished shards are kept, but
@@ -134,7 +144,14 @@ def pack(
         return finished
     done = {unit.name: report for unit in units if (report := _finished(store, unit)) is not None}
     todo = [unit for unit in units if unit.name not in done]
-    reports = _pack_all(store, units, todo, done, settings, progress)
+    total = sum(len(unit.rows) for unit in units)
+    before = total - sum(len(unit.rows) for unit in todo)
+
+    def step(count: int) -> None:
+        if progress:
+            progress(before + count, total)
+
+    reports = {**done, **((pack_units or _pack_here)(store, todo, settings, step) if todo else {})}
     return finish_pack(store, corpus, [reports[unit.name] for unit in units], settings)
 
 
@@ -285,30 +302,16 @@ def _encoded(row: ClipRow, number: int, raw: RawClip) -> tuple[str, dict[str, by
 # ---- all units -------------------------------------------------------------------------------------------------
 
 
-def _pack_all(
-    store: Store,
-    units: Sequence[Unit],
-    todo: Sequence[Unit],
-    done: Mapping[str, UnitReport],
-    settings: PackSettings,
-    progress: Progress | None,
+def _pack_here(
+    store: Store, todo: Sequence[Unit], settings: PackSettings, step: Callable[[int], None]
 ) -> dict[str, UnitReport]:
-    """Packs the units that are left; returns the reports of all."""
-    total = sum(len(unit.rows) for unit in units)
-    before = total - sum(len(unit.rows) for unit in todo)
+    """Packs units in processes of this machine, or in this one if that is enough."""
     workers = min(settings.workers or len(os.sched_getaffinity(0)), len(todo))
-    reports = dict(done)
+    reports: dict[str, UnitReport] = {}
     if workers <= 1:
-        count = before
+        counted = count(1)
         for unit in todo:
-
-            def step() -> None:
-                nonlocal count
-                count += 1
-                if progress:
-                    progress(count, total)
-
-            reports[unit.name] = pack_unit(store, unit, settings, step)
+            reports[unit.name] = pack_unit(store, unit, settings, lambda: step(next(counted)))
         return reports
     # Spawned, not forked: a fork would copy the locks and sockets of this process.
     context = multiprocessing.get_context("spawn")
@@ -321,15 +324,19 @@ def _pack_all(
                 ready, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
                 for job in ready:
                     reports[jobs[job].name] = job.result()
-                if progress:
-                    progress(before + counter.value, total)
+                step(counter.value)
         except BaseException as error:
             pool.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
-                cure = "free memory or set fewer workers, and start again: finished shards are kept"
-                raise UserError("a packing process died", where=store.url, cure=cure) from None
+                raise died(store) from None
             raise
     return reports
+
+
+def died(store: Store) -> UserError:
+    """Returns what to say when a process was killed while packing, most likely for its memory."""
+    cure = "free memory or set fewer workers, and start again: finished shards are kept"
+    return UserError("a packing process died", where=store.url, cure=cure)
 
 
 _counter: Any = None
@@ -398,6 +405,7 @@ def _clean(store: Store) -> None:
     for name in store.list(".packed.json"):
         store.delete(name)
     store.delete(_PLAN)
+    store.discard_partials()  # of a process that died and whose unit another one packed
 
 
 def _discard(store: Store, shard: str) -> None:
