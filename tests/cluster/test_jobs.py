@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from tiny_road import tiny_tree
@@ -41,9 +41,29 @@ def environment() -> dict[str, str]:
     return {**os.environ, "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "PATH": path}
 
 
+@dataclass(frozen=True)
+class Head:
+    """A Ray head of this test's own: its address for jobs, and its first process."""
+
+    address: str
+    process: psutil.Process
+
+    def kill(self, *words: str) -> int:
+        """Kills those of the head's own descendants whose command line has one of the words; returns how many."""
+        killed = 0
+        for child in self.process.children(recursive=True):
+            try:
+                if any(word in " ".join(child.cmdline()) for word in words):
+                    child.kill()
+                    killed += 1
+            except psutil.NoSuchProcess:
+                continue
+        return killed
+
+
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray head of its own with a dashboard; gives the address for jobs."""
+def head() -> Iterator[Head]:
+    """A Ray head with a dashboard."""
     gcs, dashboard = free_ports(2)
     # Ray's sockets live below this path, and their names may have 107 characters at most.
     temp = Path("/tmp") / f"cg{os.getpid()}"
@@ -62,23 +82,25 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         except OSError:
             time.sleep(0.5)
     time.sleep(3)
-    yield f"http://127.0.0.1:{dashboard}"
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    started = psutil.Process(process.pid)
+    yield Head(f"http://127.0.0.1:{dashboard}", started)
+    family = [*started.children(recursive=True), started]
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=8)
+    for one in alive:
+        one.kill()
+    shutil.rmtree(temp, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Submitter:
     """Submits jobs from a checkout to a head."""
 
-    head: str
+    address: str
     checkout: Path
 
     def command(self, job: str, recipe: Path) -> list[str]:
-        words = [RAY, "job", "submit", "--address", self.head, "--working-dir", self.checkout, "--"]
+        words = [RAY, "job", "submit", "--address", self.address, "--working-dir", self.checkout, "--"]
         return [*map(str, words), "python", f"jobs/{job}.py", "--config", str(recipe)]
 
     def __call__(self, job: str, recipe: Path) -> str:
@@ -97,7 +119,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def curve(directory: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["loss/total"]) for row in read_metrics(directory) if "loss/total" in row]
+    name = "train/loss/total"
+    return [(row["step"], row[name]) for row in read_metrics(directory) if name in row]
 
 
 def write(path: Path, tree: dict) -> Path:
@@ -105,8 +128,8 @@ def write(path: Path, tree: dict) -> Path:
     return path
 
 
-def test_every_kind_of_job_and_a_resumed_pretraining(road: Path, head: str, checkout: Path, tmp_path: Path) -> None:
-    submit = Submitter(head, checkout)
+def test_every_kind_of_job_and_a_resumed_pretraining(road: Path, head: Head, checkout: Path, tmp_path: Path) -> None:
+    submit = Submitter(head.address, checkout)
     steps = {"steps": 24, "log_every": 1, "eval_every": 12, "save_every": 4}
     tree = tiny_tree(road, tmp_path / "runs", "pretrain", training=steps, cluster={"launcher": "ray", "workers": 2})
     recipe = write(tmp_path / "job.yaml", tree)
@@ -122,17 +145,13 @@ def test_every_kind_of_job_and_a_resumed_pretraining(road: Path, head: str, chec
     until = time.monotonic() + 200
     while not list((directory / "checkpoints").glob("step-*")) and time.monotonic() < until:
         time.sleep(0.2)
-    for line in subprocess.check_output(["ps", "-eo", "pid,args"], text=True).splitlines():
-        if "jobs/pretrain.py" in line or "RayTrainWorker" in line:
-            try:
-                os.kill(int(line.split()[0]), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-    process.wait(120)
-    assert len(curve(directory)) < 24, "the job was over before it was killed"
+    assert head.kill("jobs/pretrain.py", "RayTrainWorker") >= 3, "a driver and two ranks"
+    process.communicate(timeout=120)
+    assert 0 < len(curve(directory)) < 24, "the job was over before it was killed"
 
     said = submit("pretrain", recipe)
     assert "resumed from" in said
+    assert len(curve(directory)) == 24
     assert curve(directory) == curve(tmp_path / "still" / "run")
 
     sections = {"finetune": {"task": "violence", "init": str(directory)}}

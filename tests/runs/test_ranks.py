@@ -33,7 +33,7 @@ def losses(road: Path, folder: Path, ranks: int) -> list[float]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = read_metrics(run_directory(load_recipe(path)))
-    return [row["loss/total"] for row in rows if "loss/total" in row]
+    return [row["train/loss/total"] for row in rows if "train/loss/total" in row]
 
 
 @pytest.mark.slow
