@@ -69,10 +69,10 @@ class FinetuneTask(Task):
         report |= {f"loss/{name}": value for name, value in zip(names, losses[1:])}
         measured = gate_measures(names, output.weights, output.present)
         labelled = (labels >= 0) & output.present.any(1)
-        measured["train/accuracy"] = _hits(output.logits, labels, labelled)
+        measured["accuracy"] = _hits(output.logits, labels, labelled)
         for m, name in enumerate(names):
             valid = labelled & output.present[:, m]
-            measured[f"train/accuracy_{name}"] = _hits(output.unimodal_logits[:, m], labels, valid)
+            measured[f"accuracy_{name}"] = _hits(output.unimodal_logits[:, m], labels, valid)
         return report | global_means(measured)
 
     def _predict(self, batch: ClipBatch) -> Prediction:
