@@ -88,9 +88,9 @@ class DataConfig(Config):
     train: tuple[str, ...] = ("train",)
     """Splits to train on."""
     val: tuple[str, ...] = ("val",)
-    """Splits for validation and selection."""
+    """Splits for validation and selection (`[]`: none, for pretraining; then the last weights are kept)."""
     test: tuple[str, ...] = ("test",)
-    """Splits touched once, at the end."""
+    """Splits touched once, at the end (`[]`: none, then the trained model is not measured)."""
     clip: ClipConfig = ClipConfig()
     """What one clip is as tensors."""
     augment: AugmentConfig = AugmentConfig()
@@ -164,6 +164,11 @@ class ModelConfig(Config):
         config = self.encoders.get(modality, EncoderConfig())
         return config if config.backbone else config.model_copy(update={"backbone": MODALITIES[modality].backbone})
 
+    def from_scratch(self) -> ModelConfig:
+        """Returns the same network without downloaded weights: random, or about to be loaded from elsewhere."""
+        encoders = {name: one.model_copy(update={"pretrained": False}) for name, one in self.encoders.items()}
+        return self.model_copy(update={"encoders": encoders})
+
 
 # ---- tasks -----------------------------------------------------------------------------------------------------
 
@@ -187,11 +192,12 @@ class FinetuneConfig(Config):
     task: str = "action"
     """Label to learn: a name in the index's label vocabularies."""
     positive: str = "fight"
-    """Positive class of a binary task."""
+    """Positive class of a binary task, ranked and thresholded; where the task has no such class, plain accuracy
+    counts."""
     init: str = ""
     """Run directory or model directory to start from (empty: random weights)."""
     freeze: bool = False
-    """Linear probe: encoders do not train."""
+    """Frozen encoders: only gate, fusion and heads train."""
     unimodal_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the mean of the unimodal heads' losses."""
     label_smoothing: Fraction = 0.0

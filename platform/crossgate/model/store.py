@@ -123,10 +123,7 @@ def load_model(directory: str | Path) -> tuple[ContrastiveModel | Classifier, Mo
 
 def build_model(card: ModelCard) -> ContrastiveModel | Classifier:
     """Returns the model that a card describes, with random weights (nothing is downloaded)."""
-    encoders = {
-        name: card.model.encoder(name).model_copy(update={"pretrained": False}) for name in card.clip.modalities
-    }
-    config = card.model.model_copy(update={"encoders": encoders})
+    config = card.model.from_scratch()
     if card.kind == "contrastive":
         return ContrastiveModel(MultimodalNetwork(config, card.clip))
     return Classifier(MultimodalNetwork(config, card.clip, classes=len(card.classes)), card.classes)
