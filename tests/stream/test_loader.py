@@ -16,6 +16,7 @@ from crossgate.batch import ClipBatch
 from crossgate.config import AugmentConfig, ClipConfig, DataConfig
 from crossgate.errors import UserError
 from crossgate.stream import reader, schedule
+from crossgate.stream.collate import BadClip
 from crossgate.stream.index import Index, write_index
 from crossgate.stream.loader import ClipLoader, sequential
 from crossgate.stream.shards import ShardWriter
@@ -197,6 +198,14 @@ def test_sequential_with_a_limit_reaches_every_shard(index: Index) -> None:
     assert found == list(range(0, 30, 3))
 
 
+def test_sequential_takes_a_split_without_one_of_the_modalities(index: Index) -> None:
+    config = DataConfig(clip=CLIP.model_copy(update={"modalities": ("rgb", "depth")}))
+    batches = list(sequential(index, ["val"], config, batch_size=9, decode=number_tensors))
+    assert [len(batch) for batch in batches] == [9]
+    assert batches[0].present[:, 0].all()
+    assert not batches[0].present[:, 1].any()
+
+
 # ---- bad clips ---------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +233,12 @@ def test_a_bad_clip_is_named_counted_and_skipped(spoilt: Index, workers: int, ca
     assert sorted(bad.key for bad in loader.bad_clips) == ["clip_00003", "clip_00007"]
     assert loader.meters()["data/bad_clips"] == 2
     assert "clip 'clip_00003' of train-000000.tar: ValueError" in caplog.text
+
+
+def test_sequential_hands_over_what_it_skipped(spoilt: Index) -> None:
+    skipped: list[BadClip] = []
+    list(sequential(spoilt, ["train"], DataConfig(clip=CLIP), batch_size=5, decode=number_tensors, skipped=skipped))
+    assert [bad.key for bad in skipped] == ["clip_00003", "clip_00007"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

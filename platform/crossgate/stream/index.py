@@ -186,7 +186,7 @@ class Index:
 
         Args:
             splits: names; all must exist and hold clips.
-            modalities: each must be present in one clip at least.
+            modalities: each must be present in one clip at least; for training, since evaluation takes what there is.
 
         Raises:
             UserError: for an unknown or empty split, or a modality that no clip has.

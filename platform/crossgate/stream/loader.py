@@ -130,6 +130,7 @@ def sequential(
     ranks: int = 1,
     limit: int | None = None,
     decode: Decode | None = None,
+    skipped: list[BadClip] | None = None,
 ) -> Iterator[ClipBatch]:
     """Yields every clip once, in the order of the index, without augmentation; the last batch may be short.
 
@@ -141,14 +142,15 @@ def sequential(
         rank, ranks: the rank gets a contiguous slice; slices differ by at most one clip.
         limit: take so many clips only, at equal distances.
         decode: the codec (`clips.tensors.clip_tensors` if None).
+        skipped: gets the clips that cannot be decoded.
 
     Raises:
-        UserError: for splits or modalities that the index does not have.
+        UserError: for splits that the index does not have.
     """
-    selection = index.select(splits, data.clip.modalities)
+    selection = index.select(splits)  # a modality that no clip of the split has is absent in all of them
     plan = EvaluationPlan(selection, batch_size=batch_size, rank=rank, ranks=ranks, limit=limit)
     units = _Units(index, plan, data.clip, None, 0, decode)
-    return _batches(units, data, _Account(data.max_bad_clips))
+    return _batches(units, data, _Account(data.max_bad_clips, skipped))
 
 
 class _Units(IterableDataset):
@@ -195,8 +197,9 @@ class _Units(IterableDataset):
 class _Account:
     """What was read, what was bad, and when that is too much."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, skipped: list[BadClip] | None = None) -> None:
         self.limit, self.clips, self.bytes, self.waited = limit, 0, 0, 0.0
+        self.skipped = skipped if skipped is not None else []
         self.bad: dict[int, BadClip] = {}
 
     def add(self, outcome: Outcome, waited: float) -> ClipBatch:
@@ -210,6 +213,7 @@ class _Account:
         for bad in outcome.bad:
             if bad.clip not in self.bad:
                 self.bad[bad.clip] = bad
+                self.skipped.append(bad)
                 _log.warning("skipped %s", bad)
             if len(self.bad) > self.limit:
                 raise UserError(
