@@ -122,9 +122,14 @@ def _finished_run(run_dir: Path) -> tuple[ModelCard, dict[str, float], dict[str,
         metrics = {str(k): math.nan if v is None else float(v) for k, v in body["metrics"].items()}
         return card, metrics, dict(body.get("provenance", {}))
     except FileNotFoundError:
-        raise UserError("the run is not evaluated", where=results, cure="run `crossgate evaluate` first") from None
+        raise UserError("the run is not evaluated", where=results, cure=_finish(run_dir)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError("not a results file", where=results, cure="run `crossgate evaluate` again") from None
+        raise UserError("not a results file", where=results, cure=_finish(run_dir)) from None
+
+
+def _finish(run_dir: Path) -> str:
+    """Started again, a run that is trained goes straight to its evaluation."""
+    return f"run `crossgate finetune --config {run_dir / 'recipe.yaml'}`: it resumes and is evaluated"
 
 
 def _run_on(server: Server, run_dir: Path) -> str:
