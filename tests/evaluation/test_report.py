@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from crossgate.errors import UserError
-from crossgate.evaluation import Section, figures, read_results, style, write_report, write_results
+from crossgate.evaluation import (
+    Evaluation,
+    Section,
+    figures,
+    read_results,
+    style,
+    training_section,
+    write_report,
+    write_results,
+)
 from crossgate.evaluation.gates import diagnose
 from crossgate.evaluation.intervals import Bootstrap, Difference, Interval, mean
 from crossgate.evaluation.report import render
@@ -165,17 +174,31 @@ def test_forest_without_intervals_and_with_levels():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
 
 
-def test_training_curves_take_flat_and_nested_rows_and_gaps():
+def test_training_curves_choose_what_to_show_of_what_the_loop_logged():
     rows = [
-        {"step": 2, "loss/total": 1.0, "time": "12:00"},
-        {"step": 1, "loss/total": 2.0, "gate/weight_rgb": 0.5},
-        {"step": 2, "metrics": {"val/accuracy": 0.5}},
-        {"step": 3, "loss/total": None},
+        {"step": 2, "time": 1.5, "train/loss": 1.0, "train/loss/total": 1.0, "train/loss/fused": 0.5},
+        {"step": 1, "train/loss": 2.0, "train/gate/weight_rgb": 0.5, "train/loss/pair_rgb_flow": 3.0, "train/lr": 0.1},
+        {"step": 2, "val/retrieval/mean/r_at_1": 0.5, "val/retrieval/mean/median_rank": 40.0},
+        {"step": 3, "train/loss": None},
     ]
     figure = figures.training_curves(rows)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "validation", "gate weights"]
-    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xdata(), [1, 2])
+    loss, validation, gate = figure.axes
+    assert [line.get_label() for line in loss.lines] == ["loss", "fused"]
+    assert len(validation.lines) == 1, "a rank is no share"
+    np.testing.assert_array_equal(loss.lines[0].get_xdata(), [1, 2])
+    assert gate.lines[0].get_color() == style.colour("rgb")
     assert style.svg(figures.training_curves([]))
+
+
+def test_a_run_that_trained_gets_a_section_of_curves():
+    done = Evaluation()
+    training_section(done, [])
+    assert not done.sections
+    training_section(done, [{"step": 7, "train/loss": 1.0}])
+    assert [section.title for section in done.sections] == ["Training"]
+    assert "7 optimiser steps" in done.sections[0].text[0]
+    assert list(done.figures) == ["training"]
 
 
 def test_modalities_keep_their_colours():
@@ -184,7 +207,7 @@ def test_modalities_keep_their_colours():
     assert style.colour("thermal") == style.colour("thermal")
 
 
-def test_table_text_and_markdown():
+def test_table_text():
     table = Table(["name", "accuracy"], [["a|b", "9.5 %"], ["longer", "10.0 %"], ["none", "n/a"]])
     assert table.text().splitlines() == [
         "name    accuracy",
@@ -193,9 +216,6 @@ def test_table_text_and_markdown():
         "longer    10.0 %",
         "none         n/a",
     ]
-    lines = table.markdown().splitlines()
-    assert lines[1] == "| --- | ---: |"
-    assert lines[2] == "| a\\|b | 9.5 % |"
 
 
 def test_wording():

@@ -5,11 +5,12 @@ are chosen on validation; test clips are only scored.
 """
 
 from crossgate.evaluation.classifier import Evaluation, classifier_scores, evaluate_classifier
-from crossgate.evaluation.comparison import compare_gates
+from crossgate.evaluation.comparison import compare_gates, positive_class
 from crossgate.evaluation.predictions import Predictions, collect, concatenate
 from crossgate.evaluation.pretrain import evaluate_pretrain, retrieval_scores
 from crossgate.evaluation.report import Section, write_report
 from crossgate.evaluation.results import read_results, write_results
+from crossgate.evaluation.training import training_section
 
 __all__ = [
     "Evaluation",
@@ -21,8 +22,10 @@ __all__ = [
     "concatenate",
     "evaluate_classifier",
     "evaluate_pretrain",
+    "positive_class",
     "read_results",
     "retrieval_scores",
+    "training_section",
     "write_report",
     "write_results",
 ]

@@ -202,7 +202,7 @@ def compare_gates(
 
 
 def positive_class(classes: Sequence[str], positive: str) -> int | None:
-    """Index of the positive class of a binary task; None for a multi-class task."""
+    """Index of the positive class of a binary task; None for a task of more classes, or without a class so called."""
     return list(classes).index(positive) if len(classes) == 2 and positive in classes else None
 
 

@@ -184,10 +184,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequ
     """Curves of the rows of metrics.jsonl.
 
     Args:
-        rows: dicts with ``step`` and metrics, flat or under ``metrics``.
+        rows: dicts with ``step`` and metrics; ``train/`` before a name is left away, None is a gap.
         panels: title -> metric names; by default the losses, validation scores and gate weights that occur.
     """
-    flat = [{**row, **row["metrics"]} if isinstance(row.get("metrics"), Mapping) else row for row in rows]
+    flat = [{name.removeprefix("train/"): x for name, x in row.items()} for row in rows]
     names = sorted({name for row in flat for name, x in row.items() if isinstance(x, (int, float))} - {"step"})
     chosen = dict(panels) if panels is not None else _default_panels(names)
     figure, axes = new(2.9, columns=max(1, len(chosen)), width=WIDTH if len(chosen) > 1 else 5.2)
@@ -288,12 +288,13 @@ def _both_percent(axes: Axes) -> None:
 
 
 def _default_panels(names: Sequence[str]) -> dict[str, list[str]]:
-    def starting(*prefixes: str) -> list[str]:
-        return [name for name in names if name == prefixes[0].rstrip("/") or name.startswith(prefixes)][:8]
-
+    """The whole loss and its parts, a few validation scores on the same scale, the gate's weights."""
+    scores = [f"val/retrieval/mean/r_at_{k}" for k in (1, 5, 10)]
+    scores += [f"val/{name}" for name in ("average_precision", "roc_auc", "accuracy", "mean_class_accuracy")]
+    parts = [name for name in names if name.startswith("loss/") and "pair_" not in name and name != "loss/total"]
     panels = {
-        "loss": starting("loss/", "train/loss"),
-        "validation": starting("val/"),
-        "gate weights": starting("gate/weight_"),
+        "loss": [name for name in ("loss", *parts) if name in names and not name.startswith("loss/fused_")],
+        "validation": [name for name in scores if name in names],
+        "gate weights": [name for name in names if name.startswith("gate/weight_")],
     }
     return {title: found for title, found in panels.items() if found}

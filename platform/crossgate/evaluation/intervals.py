@@ -3,7 +3,7 @@ independent witnesses.
 
 A *statistic* is a function of resampling weights: ``(R, N) -> (R,)``, row r holding how often each of the N clips
 occurs in resample r. Means and sums become matrix products, so a thousand resamples cost about as much as one
-metric; `rowwise` turns any metric of a list of rows into a statistic.
+metric.
 """
 
 from __future__ import annotations
@@ -148,22 +148,6 @@ def correlation(x: Array, y: Array) -> Statistic:
             return np.where((n > 1) & (va > 1e-12) & (vb > 1e-12), cov / spread, np.nan)
 
     return statistic
-
-
-def rowwise(metric: Callable[[Array], float]) -> Statistic:
-    """Any metric of a list of rows (with repeats) as a statistic; a ValueError means undefined there."""
-
-    def statistic(weights: Array) -> Array:
-        return np.array([_try(metric, np.repeat(np.arange(len(w)), w.astype(np.int64))) for w in weights])
-
-    return statistic
-
-
-def _try(metric: Callable[[Array], float], rows: Array) -> float:
-    try:
-        return float(metric(rows)) if len(rows) else math.nan
-    except ValueError:
-        return math.nan
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

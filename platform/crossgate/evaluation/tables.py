@@ -1,4 +1,4 @@
-"""Tables of strings, and the few ways in which numbers are worded, alike in terminal, markdown and report."""
+"""Tables of strings, and the few ways in which numbers are worded, alike in terminal and report."""
 
 from __future__ import annotations
 
@@ -36,13 +36,6 @@ class Table:
             "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)).rstrip() for row in cells
         ]
         return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
-
-    def markdown(self) -> str:
-        """GitHub markdown; pipes in cells are escaped."""
-        rules = ["---:" if self.numeric(i) else "---" for i in range(len(self.columns))]
-        lines = [self.columns, rules, *self.rows]
-        escaped = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in lines]
-        return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
 
 
 def percent(value: float, digits: int = 1) -> str:
