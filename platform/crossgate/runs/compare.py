@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crossgate.config import Recipe
-from crossgate.evaluation import Predictions, Section, compare_gates
-from crossgate.evaluation.comparison import ComparisonRow, forest_points, table
+from crossgate.evaluation import Predictions, Section, compare_gates, positive_class
+from crossgate.evaluation.comparison import TITLES, ComparisonRow, forest_points, table
 from crossgate.evaluation.figures import forest
 from crossgate.evaluation.tables import Table
 from crossgate.model.store import load_model
@@ -24,7 +24,7 @@ def compare_models(recipe: Recipe, models: Mapping[str, Path]) -> tuple[list[Com
         models: gate -> run or model directory.
     """
     predictions: dict[str, tuple[Predictions, Predictions]] = {}
-    with open_run(recipe) as context:
+    with open_run(recipe, required=("val", "test"), used=("val", "test")) as context:
         for name, folder in models.items():
             predictions[name] = _predict(context, folder)
         task = recipe.finetune.task
@@ -37,11 +37,11 @@ def compare_models(recipe: Recipe, models: Mapping[str, Path]) -> tuple[list[Com
             positive=recipe.finetune.positive,
             seed=recipe.run.seed,
         )
-    metric = "average_precision" if len(classes) == 2 else "accuracy"
+    metric = "accuracy" if positive_class(classes, recipe.finetune.positive) is None else "average_precision"
     shown = table(rows, metric, f"{task} on the test groups")
     caption = "Points are scores on groups never trained on, bars 95 % intervals over groups."
     section = Section(f"{task.capitalize()}: one modality, their mean, each gate", tables=[shown])
-    section.figures.append((forest(forest_points(rows), task), caption))
+    section.figures.append((forest(forest_points(rows), f"{task}: {TITLES.get(metric, metric)}"), caption))
     return rows, shown, section
 
 
@@ -50,8 +50,6 @@ def _predict(context: RunContext, folder: Path) -> tuple[Predictions, Prediction
     recipe = of_model(context.recipe, card)
     task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
     task.model.load_state_dict(model.state_dict())
-    val, test = (
-        predict_splits(task, context, names, recipe.evaluation.clips) for names in (recipe.data.val, recipe.data.test)
-    )
+    val, test = (predict_splits(task, context, part, recipe.evaluation.clips) for part in ("val", "test"))
     assert val is not None and test is not None  # a comparison runs in one process
     return val, test

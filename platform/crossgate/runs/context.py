@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from crossgate.config import Recipe
-from crossgate.errors import UserError
-from crossgate.evaluation import Evaluation, write_report, write_results
+from crossgate.errors import UserError, nearest
+from crossgate.evaluation import Evaluation, style, training_section, write_report, write_results
 from crossgate.recipe import dump_recipe
 from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
 from crossgate.tracking import Tracker, open_tracker
 from crossgate.tracking.provenance import code_version
+from crossgate.training.metrics import read_metrics
 from crossgate.training.world import World, current_world
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 @dataclass
@@ -27,6 +32,12 @@ class RunContext:
     directory: Path
     index: Index
     tracker: Tracker
+    bad_clips: dict[Part, int] = field(default_factory=dict)
+    """Part of the data -> clips that could not be decoded when it was last predicted (rank 0 only)."""
+
+    def splits(self, part: Part) -> tuple[str, ...]:
+        """Returns the splits of a part of the data; none where the recipe has none."""
+        return getattr(self.recipe.data, part)
 
     def training_loader(self) -> ClipLoader:
         """Returns this rank's share of the training splits, one micro-batch at a time."""
@@ -55,10 +66,12 @@ class RunContext:
 
     def publish(self, done: Evaluation, title: str, step: int) -> None:
         """Writes figures, results.json and report.html, and hands them to the tracker; rank 0 calls it."""
+        training_section(done, read_metrics(self.directory))
+        self._note_bad_clips(done)
         folder = self.directory / "figures"
         folder.mkdir(exist_ok=True)
         for stem, figure in done.figures.items():
-            figure.savefig(folder / f"{stem}.png", dpi=144)
+            (folder / f"{stem}.png").write_bytes(style.png(figure))
         provenance = self.provenance()
         report = write_report(
             self.directory / "report.html",
@@ -73,6 +86,13 @@ class RunContext:
         self.tracker.log_artifact(report)
         write_results(self.directory / "results.json", done.metrics, provenance)  # last: it marks the run finished
         self.tracker.log_artifact(self.directory / "results.json")
+
+    def _note_bad_clips(self, done: Evaluation) -> None:
+        done.metrics |= {f"{part}/bad_clips": float(bad) for part, bad in self.bad_clips.items()}
+        found = [f"{bad} of {part}" for part, bad in self.bad_clips.items() if bad]
+        if found:
+            sentence = f"Left out, since they cannot be decoded: clips, {', '.join(found)} (see `crossgate check`)."
+            done.summary = f"{done.summary}\n\n{sentence}".strip()
 
 
 def run_directory(recipe: Recipe) -> Path:
@@ -97,15 +117,51 @@ def open_index(recipe: Recipe) -> Index:
     return Index.load(recipe.data.index)
 
 
+def check_splits(index: Index, recipe: Recipe, required: Collection[Part], used: Collection[Part] = PARTS) -> None:
+    """Checks before a run what it would otherwise stumble over at its end.
+
+    Args:
+        index: has splits.
+        recipe: names some of them.
+        required: parts that must not be empty.
+        used: parts that the run reads, where they are not empty.
+
+    Raises:
+        UserError: naming the recipe's key.
+    """
+    valid = [name for name, info in index.splits.items() if info.clips]
+    for part in PARTS:
+        names: tuple[str, ...] = getattr(recipe.data, part)
+        where = f"data.{part}"
+        if not names and part in required:
+            raise UserError("this run needs such a split", where=where, expected=f"some of {', '.join(valid)}")
+        for name in names if part in used else ():
+            if name not in valid:
+                lacks = "has no clips" if name in index.splits else "does not exist"
+                without = "" if part in required else f", or set {where}=[] to do without"
+                raise UserError(
+                    f"split {name!r} {lacks} in {index.store.url}",
+                    where=where,
+                    cure=f"{nearest(name, valid)}{without}",
+                )
+
+
 @contextmanager
-def open_run(recipe: Recipe, parent: str = "") -> Iterator[RunContext]:
+def open_run(
+    recipe: Recipe, parent: str = "", *, required: Collection[Part], used: Collection[Part] = PARTS
+) -> Iterator[RunContext]:
     """Opens world, index and tracker; marks the tracked run finished, failed or killed at the end.
 
     Args:
         recipe: of the run.
         parent: MLflow id of the run that this one is nested in.
+        required, used: as in `check_splits`.
+
+    Raises:
+        UserError: for an index that cannot be read or lacks a split.
     """
     index = open_index(recipe)
+    check_splits(index, recipe, required, used)
     world = current_world()
     directory = run_directory(recipe)
     directory.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.model.store import ModelCard, load_model
+from crossgate.recipe import dump_recipe
 from crossgate.runs import finetune, pretrain
-from crossgate.runs.context import open_run
+from crossgate.runs.context import PARTS, Part, open_run
 from crossgate.tasks import build_task
 from crossgate.tasks.task import Task
 
@@ -21,7 +22,9 @@ def run(recipe: Recipe) -> dict[str, float]:
         raise UserError("no model to measure", where="evaluation.model", cure="set it to a run or model directory")
     model, card = load_model(recipe.evaluation.model)
     recipe = of_model(recipe, card)
-    with open_run(recipe) as context:
+    needed: tuple[Part, ...] = ("val", "test") if card.kind == "classifier" else ("train", "test")
+    used = needed if card.kind == "classifier" else PARTS
+    with open_run(recipe, required=needed, used=used) as context:
         classes = context.index.vocabularies.get(card.task, ())
         if card.kind == "classifier" and tuple(classes) != card.classes:
             raise UserError(
@@ -31,6 +34,8 @@ def run(recipe: Recipe) -> dict[str, float]:
             )
         task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
         task.model.load_state_dict(model.state_dict())
+        if context.world.leads:
+            (context.directory / "recipe.yaml").write_text(dump_recipe(recipe))
         measure = finetune.measure if card.kind == "classifier" else pretrain.measure
         done = measure(task, context)
         if done is None:
@@ -40,11 +45,11 @@ def run(recipe: Recipe) -> dict[str, float]:
 
 
 def of_model(recipe: Recipe, card: ModelCard) -> Recipe:
-    """The recipe with what the model brings along: network, clip, task."""
+    """The recipe with what the model brings along: network (its own weights, no downloaded ones), clip, task."""
     data = recipe.data.model_copy(update={"clip": card.clip})
     label = {"task": card.task, "positive": card.positive or recipe.finetune.positive, "init": ""}
     supervised = recipe.finetune.model_copy(update=label if card.task else {})
-    return recipe.model_copy(update={"model": card.model, "data": data, "finetune": supervised})
+    return recipe.model_copy(update={"model": card.model.from_scratch(), "data": data, "finetune": supervised})
 
 
 def task_of(recipe: Recipe, card: ModelCard, vocabularies) -> Task:

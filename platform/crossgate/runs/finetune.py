@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from crossgate.config import Recipe
-from crossgate.evaluation import Evaluation, classifier_scores, evaluate_classifier
+from crossgate.evaluation import Evaluation, classifier_scores, evaluate_classifier, positive_class
 from crossgate.model.store import ModelCard, save_model
 from crossgate.recipe import recipe_digest
 from crossgate.runs.context import RunContext, open_run
@@ -19,6 +19,8 @@ from crossgate.training.loop import FitResult, Selection, fit
 
 log = logging.getLogger("crossgate.runs")
 
+UNMEASURED = "There is no test split (data.test is empty): these are validation scores, which chose the weights."
+
 Heard = Callable[[Mapping[str, float]], None]
 
 
@@ -28,7 +30,7 @@ def run(recipe: Recipe) -> dict[str, float]:
     Raises:
         UserError: for an index, a recipe or a machine that cannot do it.
     """
-    with open_run(recipe) as context:
+    with open_run(recipe, required=("train", "val")) as context:
         task, result = _train(context)
         done = measure(task, context)
         if done is None:
@@ -46,7 +48,7 @@ def run_trial(recipe: Recipe, heard: Heard, parent: str = "") -> dict[str, float
         heard: gets the validation metrics each time.
         parent: MLflow id of the search's run.
     """
-    with open_run(recipe, parent) as context:
+    with open_run(recipe, parent, required=("train", "val"), used=("train", "val")) as context:
         _, result = _train(context, heard)
         return {"step": result.best_step, "value": result.best_value if result.best_value is not None else math.nan}
 
@@ -59,6 +61,10 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
     if task.warm_start and context.world.leads:
         log.info("from %s: %s", recipe.finetune.init, task.warm_start)
     card = _card(context, task)
+    metric = selection_metric(card.classes, recipe.finetune.positive)
+    if context.world.leads and len(card.classes) == 2 and not card.positive:
+        named = " and ".join(card.classes)
+        log.info("finetune.positive %r is neither of %s: selected by %s", recipe.finetune.positive, named, metric)
 
     def validate(task: Task, step: int) -> dict[str, float]:
         scores = _validate(task, context)
@@ -74,20 +80,20 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
         context.world,
         tracker=context.tracker,
         validate=validate,
-        selection=Selection(selection_metric(len(card.classes)), "higher"),
+        selection=Selection(metric, "higher"),
         save_model=lambda task, folder: save_model(folder, task.model, card),
     )
     return task, result
 
 
-def selection_metric(classes: int) -> str:
-    """Returns the validation metric that decides: average precision for two classes, else accuracy."""
-    return "val/average_precision" if classes == 2 else "val/accuracy"
+def selection_metric(classes: Sequence[str], positive: str) -> str:
+    """Returns the validation metric that decides: average precision of the positive class, if the task has it."""
+    return "val/accuracy" if positive_class(classes, positive) is None else "val/average_precision"
 
 
 def _validate(task: Task, context: RunContext) -> dict[str, float]:
     recipe = context.recipe
-    val = predict_splits(task, context, recipe.data.val, recipe.evaluation.clips)
+    val = predict_splits(task, context, "val", recipe.evaluation.clips)
     if val is None:
         return {}
     name = recipe.finetune.task
@@ -95,22 +101,23 @@ def _validate(task: Task, context: RunContext) -> dict[str, float]:
 
 
 def measure(task: Task, context: RunContext) -> Evaluation | None:
-    """Returns the `Evaluation` of the test split, thresholds from validation; None on ranks above 0."""
-    recipe, data = context.recipe, context.recipe.data
-    limit = recipe.evaluation.clips
-    train, val, test = (predict_splits(task, context, names, limit) for names in (data.train, data.val, data.test))
-    if train is None or val is None or test is None:
+    """Returns the `Evaluation` of the test split, thresholds from validation; None on ranks above 0.
+
+    Training clips serve for the frequencies that knowing nothing answers with; where the model comes from elsewhere
+    (kind evaluate), validation clips do.
+    """
+    recipe, name = context.recipe, context.recipe.finetune.task
+    classes, limit = context.index.vocabularies[name], recipe.evaluation.clips
+    train = predict_splits(task, context, "train", limit) if recipe.kind != "evaluate" and recipe.data.test else None
+    val = predict_splits(task, context, "val", limit)
+    test = predict_splits(task, context, "test", limit) if recipe.data.test else None
+    if val is None:
         return None
-    name = recipe.finetune.task
+    if test is None:
+        scores = classifier_scores(val, name, classes, recipe.finetune.positive, recipe.evaluation)
+        return Evaluation(scores, summary=UNMEASURED)
     return evaluate_classifier(
-        val,
-        test,
-        context.index.vocabularies[name],
-        recipe.finetune.positive,
-        recipe.evaluation,
-        train,
-        task=name,
-        seed=recipe.run.seed,
+        val, test, classes, recipe.finetune.positive, recipe.evaluation, train, task=name, seed=recipe.run.seed
     )
 
 
@@ -124,6 +131,6 @@ def _card(context: RunContext, task: FinetuneTask) -> ModelCard:
         clip=recipe.data.clip,
         task=recipe.finetune.task,
         classes=classes,
-        positive=recipe.finetune.positive if len(classes) == 2 else "",
+        positive=recipe.finetune.positive if positive_class(classes, recipe.finetune.positive) is not None else "",
         provenance=provenance | {"recipe_digest": recipe_digest(recipe), "init": recipe.finetune.init},
     )

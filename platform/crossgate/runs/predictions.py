@@ -2,49 +2,89 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
 from crossgate.batch import ClipBatch
 from crossgate.evaluation import Predictions, collect, concatenate
-from crossgate.runs.context import RunContext
+from crossgate.runs.context import Part, RunContext
+from crossgate.stream.collate import BadClip
 from crossgate.stream.loader import sequential
 from crossgate.tasks.task import Prediction, Task
 
 BATCH = 64
 
 
-def predict_splits(
-    task: Task, run: RunContext, splits: tuple[str, ...], limit: int | None = None
-) -> Predictions | None:
-    """Returns the task's predictions of every clip of the splits, on rank 0; None on other ranks.
+def predict_splits(task: Task, run: RunContext, part: Part, limit: int | None = None) -> Predictions | None:
+    """Returns the task's predictions of every clip of a part of the data, on rank 0; None on other ranks.
+
+    How many clips could not be decoded is noted in the run's `bad_clips`.
 
     Args:
         task: in any mode; predicts in evaluation mode.
         run: index, recipe and world.
-        splits: names in the index.
+        part: which splits: `data.train`, `data.val` or `data.test`, not empty.
         limit: at most so many clips.
     """
-    parts = run.world.to_leader(_own_part(task, run, splits, limit))
-    found = [part for part in parts or [] if part is not None]
-    return concatenate(found) if found else None
-
-
-def _own_part(task: Task, run: RunContext, splits: tuple[str, ...], limit: int | None) -> Predictions | None:
-    pairs = list(_pairs(task, run, splits, limit))
-    return collect(pairs) if pairs else None
+    skipped: list[BadClip] = []
+    own = [collect([pair]) for pair in _pairs(task, run, run.splits(part), limit, skipped)]  # clips are let go at once
+    parts = run.world.to_leader((concatenate(own) if own else None, len(skipped)))
+    if parts is None:
+        return None
+    run.bad_clips[part] = sum(bad for _, bad in parts)
+    return concatenate([predictions for predictions, _ in parts if predictions is not None])
 
 
 def _pairs(
-    task: Task, run: RunContext, splits: tuple[str, ...], limit: int | None
+    task: Task, run: RunContext, splits: tuple[str, ...], limit: int | None, skipped: list[BadClip]
 ) -> Iterator[tuple[ClipBatch, Prediction]]:
     world = run.world
     batches = sequential(
-        run.index, splits, run.recipe.data, batch_size=BATCH, rank=world.rank, ranks=world.ranks, limit=limit
+        run.index,
+        splits,
+        run.recipe.data,
+        batch_size=BATCH,
+        rank=world.rank,
+        ranks=world.ranks,
+        limit=limit,
+        skipped=skipped,
     )
+    left = rounds(run.index.select(splits).total, world.ranks, limit)
     for batch in batches:
+        left -= 1
         yield batch, _on_host(task.predict(batch.to(world.device)))
+    for _ in range(left):
+        task.predict(_nothing(run).to(world.device))
+
+
+def rounds(clips: int, ranks: int, limit: int | None) -> int:
+    """Returns the batches of the rank that has most of them.
+
+    Every rank predicts as often: under ZeRO 3 each forward pass fetches weights from all ranks.
+    """
+    taken = clips if limit is None else min(clips, limit)
+    return math.ceil(math.ceil(taken / ranks) / BATCH)
+
+
+def _nothing(run: RunContext) -> ClipBatch:
+    """One clip that has no modality and no label."""
+    clip = run.recipe.data.clip
+    count = len(clip.modalities)
+    return ClipBatch(
+        modalities=clip.modalities,
+        streams={
+            name: torch.zeros((1, *clip.shape(name)), dtype=torch.uint8 if name == "rgb" else torch.float32)
+            for name in clip.modalities
+        },
+        present=torch.zeros((1, count), dtype=torch.bool),
+        group=torch.zeros(1, dtype=torch.int64),
+        labels={task: torch.full((1,), -1, dtype=torch.int64) for task in run.index.vocabularies},
+        degraded=torch.full((1, count), torch.nan),
+        clip=torch.zeros(1, dtype=torch.int64),
+        keys=["nothing"],
+    )
 
 
 def _on_host(prediction: Prediction) -> Prediction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from crossgate.config import Recipe
 from crossgate.evaluation import Evaluation, Predictions, evaluate_pretrain, retrieval_scores
 from crossgate.model.store import ModelCard, save_model
@@ -12,6 +14,10 @@ from crossgate.tasks import build_task
 from crossgate.tasks.task import Task
 from crossgate.training.loop import Selection, fit
 
+UNMEASURED = (
+    "There is no test split (data.test is empty): the model is trained, and nothing was measured on test clips."
+)
+
 
 def run(recipe: Recipe) -> dict[str, float]:
     """Trains and measures; every rank calls it, rank 0 returns the metrics.
@@ -19,7 +25,7 @@ def run(recipe: Recipe) -> dict[str, float]:
     Raises:
         UserError: for an index, a recipe or a machine that cannot do it.
     """
-    with open_run(recipe) as context:
+    with open_run(recipe, required=("train",)) as context:
         task = build_task(recipe, context.index.vocabularies)
         result = fit(
             task,
@@ -28,7 +34,7 @@ def run(recipe: Recipe) -> dict[str, float]:
             context.directory,
             context.world,
             tracker=context.tracker,
-            validate=lambda task, step: _validate(task, context),
+            validate=(lambda task, step: _validate(task, context)) if recipe.data.val else None,
             selection=Selection("val/retrieval/mean/r_at_1", "higher"),
             save_model=lambda task, folder: save_model(folder, task.model, _card(context)),
         )
@@ -42,18 +48,19 @@ def run(recipe: Recipe) -> dict[str, float]:
 
 def _validate(task: Task, context: RunContext) -> dict[str, float]:
     config = context.recipe.evaluation
-    val = predict_splits(task, context, context.recipe.data.val, config.gallery)
+    val = predict_splits(task, context, "val", config.gallery)
     return retrieval_scores(val, config, context.recipe.run.seed) if val else {}
 
 
 def measure(task: Task, context: RunContext) -> Evaluation | None:
     """Measures frozen features of the trained and of an untrained network; None on ranks above 0."""
     recipe = context.recipe
+    if not recipe.data.test:
+        return Evaluation(summary=UNMEASURED) if context.world.leads else None
     trained = _splits(task, context)
     random = None
     if recipe.evaluation.random_baseline and recipe.evaluation.probe:
-        fresh = build_task(recipe, context.index.vocabularies).to(context.world.device)
-        random = _splits(fresh, context)
+        random = _splits(_untrained(context), context)
     if trained is None:
         return None
     train, val, test = trained
@@ -62,11 +69,19 @@ def measure(task: Task, context: RunContext) -> Evaluation | None:
     )
 
 
+def _untrained(context: RunContext) -> Task:
+    """The same network with random weights, downloaded ones not counting as such."""
+    recipe = context.recipe.model_copy(update={"kind": "pretrain", "model": context.recipe.model.from_scratch()})
+    return build_task(recipe, context.index.vocabularies).to(context.world.device)
+
+
 def _splits(task: Task, context: RunContext) -> tuple[Predictions, Predictions, Predictions] | None:
-    data, limit = context.recipe.data, context.recipe.evaluation.clips
-    found = [predict_splits(task, context, names, limit) for names in (data.train, data.val, data.test)]
-    train, val, test = found
-    return None if train is None or val is None or test is None else (train, val, test)
+    limit = context.recipe.evaluation.clips
+    train, test = (predict_splits(task, context, part, limit) for part in ("train", "test"))
+    val = predict_splits(task, context, "val", limit) if context.splits("val") else None
+    if train is None or test is None:
+        return None
+    return train, train.select(np.arange(0)) if val is None else val, test
 
 
 def _card(context: RunContext) -> ModelCard:
