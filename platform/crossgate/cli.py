@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -205,12 +204,11 @@ def predict(
     tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
 ) -> None:
     """Label videos: scores, gate weights and the modalities that were used, one row a clip."""
-    from crossgate.runs.predict import format_rows, predict_videos
+    from crossgate.runs.predict import format_rows, json_rows, predict_videos
 
     frame = predict_videos(model, videos, depth=depth, tracking_uri=tracking_uri)
     if as_json:
-        for row in frame.to_dict(orient="records"):
-            typer.echo(json.dumps(row, default=str))
+        typer.echo("\n".join(json_rows(frame)))
     else:
         typer.echo(format_rows(frame))
     if len(frame) and frame["error"].astype(bool).all():
@@ -271,8 +269,11 @@ def _run(kind: str, config: Path, overrides: list[str] | None) -> None:
         result.best()  # a search without a winner has failed, and says why
         return
     from crossgate.cluster.ray_train import launch
+    from crossgate.runs.summary import describe
 
-    launch(recipe)
+    ended = describe(recipe, launch(recipe))
+    if ended:
+        typer.echo(ended)
 
 
 def _names(text: str) -> tuple[str, ...]:

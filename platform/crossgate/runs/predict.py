@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 
 from crossgate.config import TrackingConfig
@@ -59,3 +62,18 @@ def format_rows(frame: pd.DataFrame) -> str:
             ]
         )
     return table.text()
+
+
+def json_rows(frame: pd.DataFrame) -> list[str]:
+    """Returns a JSON object a clip; what a failed one has no number for is null."""
+    return [json.dumps(_plain(row), default=str, allow_nan=False) for row in frame.to_dict(orient="records")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.floating | np.integer | np.bool_):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

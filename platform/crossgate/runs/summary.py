@@ -1,0 +1,73 @@
+"""What a person reads when a run has ended: where it is, its headline numbers, what comes next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from crossgate import environment
+from crossgate.config import Recipe
+from crossgate.runs.context import run_directory
+
+_CLASSIFIER = {
+    "test/accuracy": "accuracy on test",
+    "test/mean_class_accuracy": "mean-class accuracy on test",
+    "test/average_precision": "average precision on test",
+    "test/fnr_at_fixed_fpr": "positives missed at the fixed alarm rate",
+}
+_VALIDATION = {"val/accuracy": "accuracy on validation", "val/average_precision": "average precision on validation"}
+_PRETRAINED = {
+    "test/retrieval/mean/r_at_1": "retrieval between modalities, R@1",
+    "test/retrieval/mean/r_at_10": "retrieval between modalities, R@10",
+}
+_PROBE, _PROBED = "test/linear_probe/", "/fused/accuracy"
+
+
+def describe(recipe: Recipe, metrics: Mapping[str, float]) -> str:
+    """Returns the last lines of a run, nothing on ranks above 0.
+
+    Args:
+        recipe: of the run, as it was started.
+        metrics: what the run returned.
+    """
+    world = environment.torchrun_world()
+    if world is not None and world[0] != 0:
+        return ""
+    directory = run_directory(recipe)
+    lines = [f"run      {directory}", f"report   {directory / 'report.html'}"]
+    lines += [f"{_number(metrics, name):<27}{title}" for name, title in _headlines(metrics).items()]
+    return "\n".join([*lines, *(f"next: {step}" for step in _next(recipe, metrics))])
+
+
+def _headlines(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The two to four numbers that matter, as metric name -> what it is; missing ones are left out."""
+    probes = {f"{_PROBE}{task}{_PROBED}": f"linear probe names the {task}" for task in _probed(metrics)[:2]}
+    chosen = {**_CLASSIFIER, **_PRETRAINED, **probes}
+    found = {name: title for name, title in chosen.items() if name in metrics}
+    return found or {name: title for name, title in _VALIDATION.items() if name in metrics}
+
+
+def _number(metrics: Mapping[str, float], name: str) -> str:
+    low, high = metrics.get(f"{name}_low", math.nan), metrics.get(f"{name}_high", math.nan)
+    interval = "" if math.isnan(low) or math.isnan(high) else f" ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * metrics[name]:.1f} %{interval}"
+
+
+def _probed(metrics: Mapping[str, float]) -> Sequence[str]:
+    """Label tasks that a pretrained network was probed on."""
+    return [
+        name.removeprefix(_PROBE).removesuffix(_PROBED)
+        for name in metrics
+        if name.startswith(_PROBE) and name.endswith(_PROBED)
+    ]
+
+
+def _next(recipe: Recipe, metrics: Mapping[str, float]) -> list[str]:
+    directory = run_directory(recipe)
+    if recipe.kind == "finetune":
+        return [f"crossgate predict {directory} VIDEO", f"crossgate release {directory}"]
+    if recipe.kind == "pretrain":
+        task = (*_probed(metrics), recipe.finetune.task)[0]
+        settings = f"kind=finetune run.name={task}-{directory.name} finetune.task={task} finetune.init={directory}"
+        return [f"crossgate finetune --config {directory / 'recipe.yaml'} {settings}"]
+    return []
