@@ -19,7 +19,7 @@ from crossgate.errors import UserError
 from crossgate.evaluation import Section, read_results, write_report
 from crossgate.evaluation.tables import Table
 from crossgate.progress import progress_bar
-from crossgate.recipe import load_recipe, with_overrides
+from crossgate.recipe import load_recipe, redacted, with_overrides
 from crossgate.registry.release import ReleasedModel
 from crossgate.runs.compare import compare_models
 from crossgate.runs.context import run_directory
@@ -31,7 +31,7 @@ from crossgate.runs.release import release_run
 from crossgate.stream.index import Index
 
 CLIPS, QUICK_CLIPS, FRESH = 960, 72, 3
-UNLABELLED = 0.5
+UNLABELLED = 0.4
 
 
 class Searched(Protocol):
@@ -97,7 +97,7 @@ class Demo:
     def _synth(self) -> Path:
         clips = QUICK_CLIPS if self.quick else CLIPS
         with self._step(
-            "synth", f"{clips} clips of figures that act, with sound and true depth, half of them unlabelled"
+            "synth", f"{clips} clips of figures that act, with sound and true depth, some of them unlabelled"
         ):
             with progress_bar("clips") as step:
                 return generate(
@@ -199,10 +199,11 @@ class Demo:
             provenance={name: run / "report.html" for name, run in {"pretrain": pretrained, **runs}.items()},
         )
         self.say(f"\n{timing.text()}\n\nreport: {path}\npicture of clips: {self.out / 'preview.png'}\n")
+        server = redacted(released[0].tracking_uri)
         self.say("go on with:")
         self.say(f"  crossgate pretrain --config {self.out}/recipes/pretrain.yaml training.epochs=40")
-        self.say(f"  crossgate predict {released[0].uri} VIDEO.mp4 --tracking-uri {released[0].tracking_uri}")
-        self.say(f"  mlflow ui --backend-store-uri {released[0].tracking_uri}")
+        self.say(f"  crossgate predict {released[0].uri} VIDEO.mp4 --tracking-uri {server}")
+        self.say(f"  mlflow ui --backend-store-uri {server}")
         return path
 
 

@@ -64,6 +64,7 @@ class DemoRecipes:
         tree = self._tree("pretrain")
         tree["data"]["train"] = self._pretrain_splits
         tree["data"]["global_batch"] = 64 if not self._quick else 16
+        tree["data"]["augment"] = {"crop": 0.7}
         tree["pretrain"] = {"temperature": 0.2, "exclude_group": not self._generated}
         tree["optim"] = {"lr": 1.5e-3}
         tree["training"] = {"epochs": 1 if self._quick else 8}
@@ -84,8 +85,9 @@ class DemoRecipes:
 
     def _supervised(self, kind: str, init: Path, task: str) -> dict[str, Any]:
         tree = self._tree(kind)
-        tree["finetune"] = {"task": task, "init": str(init), "encoder_lr_scale": 1.0, "unimodal_weight": 0.5}
-        tree["optim"] = {"lr": 1.5e-3}
+        tree["finetune"] = {"task": task, "init": str(init), "encoder_lr_scale": 0.5, "unimodal_weight": 0.5}
+        tree["data"]["augment"] = {"crop": 0.85, "jitter": 0.1, "mask_audio": 0.0}
+        tree["optim"] = {"lr": 2e-3}
         tree["training"] = {"epochs": 1 if self._quick else 8}
         return tree
 
