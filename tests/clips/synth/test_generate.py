@@ -85,6 +85,52 @@ def test_few_clips_still_train_and_test():
     assert set(plan_splits(0, 18, 6, {"val": 0.15, "test": 0.2})) == {"train", "val", "test"}
     assert plan_splits(0, 5, 6, {"val": 0.15, "test": 0.2}) == ["train"] * 5
     assert "val" not in plan_splits(0, 120, 6, {"val": 0.0, "test": 0.2})
+    four = {"val": 0.15, "test": 0.2, "unlabelled": 0.3}
+    assert (
+        set(plan_splits(0, 36, 6, four)) == set(plan_splits(0, 24, 6, four)) == {"train", "val", "test", "unlabelled"}
+    )
+
+
+@pytest.mark.parametrize(("clips", "share"), [(600, 0.5), (600, 0.2), (240, 0.4), (48, 0.3)])
+def test_the_unlabelled_share_is_of_whole_groups_and_leaves_all_actions_to_train(clips, share):
+    fractions = {"val": 0.15, "test": 0.2}
+    splits = plan_splits(3, clips, 6, fractions | {"unlabelled": share})
+    homes = defaultdict(set)
+    for index, split in enumerate(splits):
+        homes[index // 6].add(split)
+    assert all(len(found) == 1 for found in homes.values())
+    assert Counter(splits)["unlabelled"] / clips == pytest.approx(share, abs=0.08)
+    actions = defaultdict(set)
+    for index, split in enumerate(splits):
+        actions[split].add(plan_clip(3, index, 6, 0.5).action.name)
+    assert {split: len(found) for split, found in actions.items()} == dict.fromkeys(
+        ("train", "val", "test", "unlabelled"), 12
+    )
+    labelled = plan_splits(3, clips, 6, fractions)
+    assert labelled == plan_splits(3, clips, 6, fractions | {"unlabelled": 0.0})
+    for held_out in ("val", "test"):  # withholding labels moves clips out of train only
+        assert [split == held_out for split in splits] == [split == held_out for split in labelled]
+
+
+def test_labels_are_withheld_in_the_unlabelled_split_and_nowhere_else(tmp_path):
+    with_some = generate(tmp_path / "a", clips=36, seed=4, unlabelled=0.3, **SMALL)
+    without = generate(tmp_path / "b", clips=36, seed=4, **SMALL)
+    blank = [row for row in rows(with_some) if row["split"] == "unlabelled"]
+    assert blank
+    assert all(row["action"] == row["violence"] == "" for row in blank)
+    for mine, other in zip(rows(with_some), rows(without), strict=True):
+        assert other["action"] and other["violence"] and other["split"] != "unlabelled"
+        hidden = {"split"} if mine["split"] != "unlabelled" else {"split", "action", "violence"}
+        assert {name for name in mine if mine[name] != other[name]} <= hidden
+    assert digest(with_some) == digest(without)
+
+
+def test_packing_keeps_unlabelled_clips_without_a_label(tmp_path):
+    from crossgate.clips.manifest import read_manifest
+
+    manifest = read_manifest(generate(tmp_path / "a", clips=36, seed=4, unlabelled=0.3, **SMALL))
+    assert set(manifest.splits) == {"train", "val", "test", "unlabelled"}
+    assert all(bool(row.labels) == (row.split != "unlabelled") for row in manifest.rows)
 
 
 def test_confusable_neighbours_share_a_scene():
@@ -134,6 +180,11 @@ def test_a_second_call_does_nothing_and_a_lost_file_is_made_again(tmp_path):
     assert lost.read_bytes() == whole
 
 
+def test_the_unlabelled_share_must_leave_something_to_train(tmp_path):
+    with pytest.raises(UserError, match="sum to less than 1"):
+        generate(tmp_path / "a", clips=36, val=0.2, test=0.3, unlabelled=0.5, **SMALL)
+
+
 def test_other_arguments_in_the_same_folder_are_refused(tmp_path):
     generate(tmp_path / "a", clips=2, **SMALL)
     with pytest.raises(UserError, match="another seed.*same arguments"):
@@ -151,7 +202,16 @@ def test_other_arguments_in_the_same_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"clips": 0}, {"seed": -1}, {"size": (65, 48)}, {"degraded": 2.0}, {"val": 0.6, "test": 0.6}, {"fps": 1}]
+    "wrong",
+    [
+        {"clips": 0},
+        {"seed": -1},
+        {"size": (65, 48)},
+        {"degraded": 2.0},
+        {"test": 0.6, "val": 0.6},
+        {"fps": 1},
+        {"unlabelled": -0.1},
+    ],
 )
 def test_arguments_out_of_range_are_named(tmp_path, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -50,7 +50,7 @@ def generate(
 
     Args:
         out: the folder; made if it is not there.
-        clips: how many. From 36 on (at six a group) every split covers all twelve actions.
+        clips: how many. From 36 on (48 with `unlabelled`; at six a group) every split covers all twelve actions.
         size: width and height, even numbers of pixels. seconds: of each clip, at ``fps`` frames a second.
         clips_per_group: clips of one scene and pair of people.
         degraded: share of clips with at least one spoiled modality.

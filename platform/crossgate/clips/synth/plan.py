@@ -56,13 +56,14 @@ def plan_clip(seed: int, index: int, clips_per_group: int, degraded: float) -> C
 
 
 def plan_splits(seed: int, clips: int, clips_per_group: int, fractions: dict[str, float]) -> list[str]:
-    """Returns the split of each clip. No group is cut; with three cohorts or more, every split covers every action.
+    """Returns the split of each clip. No group is cut; with a cohort for each, every split covers every action.
 
-    A cohort is the fewest whole groups that together show every action equally often. With fewer clips than three
-    cohorts, single groups are dealt out instead: train first, then test, val and unlabelled.
+    A cohort is the fewest whole groups that together show every action equally often. With fewer cohorts than splits
+    (three, or four with unlabelled clips), single groups are dealt out: train first, then test, val and unlabelled.
     """
     cohort = lcm(clips_per_group, len(ACTIONS))
-    unit = cohort if clips >= 3 * cohort else clips_per_group
+    needed = 4 if fractions.get("unlabelled") else 3
+    unit = cohort if clips >= needed * cohort else clips_per_group
     count = -(-clips // unit)
     whole = clips // unit  # an unfinished last unit goes to train, where a gap in the classes hurts least
     order = [int(i) for i in stream(seed, _SPLIT, 0).permutation(whole)] + list(range(whole, count))
