@@ -1,6 +1,8 @@
-"""Why each stream is stored as it is: bytes, encoding and decoding time, and error of the candidates on real clips.
+"""Why each stream is stored as it is: bytes, encoding and decoding time, and error of the candidates.
 
-    python benchmarks/storage.py MANIFEST.csv [MANIFEST.csv ...] [--clips 48]
+    python benchmarks/storage.py [MANIFEST.csv ...] [--clips 48]
+
+On the videos of manifests; without any, on generated clips, whose pictures are simpler than those of real ones.
 
 Times are CPU time of one core, the best of five, in one run; decoding gives what a training step of 8 frames needs
 (all samples for audio). The clips are those that `pack` would store (128 px, at most 12 frames a second).
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -28,6 +31,7 @@ from crossgate.clips.extract import RawClip, iter_clips
 from crossgate.clips.manifest import read_manifest
 from crossgate.clips.media import chosen_frames, open_media
 from crossgate.clips.spectrogram import log_mel
+from crossgate.clips.synth import generate
 
 FRAMES = 8
 Array = np.ndarray
@@ -204,14 +208,18 @@ def load(manifests: list[Path], count: int) -> dict[str, list[RawClip]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifests", nargs="+", type=Path)
+    parser.add_argument("manifests", nargs="*", type=Path)
     parser.add_argument("--clips", type=int, default=16, help="clips of each manifest")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "storage.md")
+    parser.add_argument("--out", type=Path, help="default: results/storage.md, or results/storage-generated.md")
     arguments = parser.parse_args()
-    clips = load(arguments.manifests, arguments.clips)
-    lines = [
-        f"{datetime.date.today()}, {platform.machine()}, PyAV {av.__version__}, CPU time of one core",
-    ]
+    name = "storage.md" if arguments.manifests else "storage-generated.md"
+    out = arguments.out or Path(__file__).parent / "results" / name
+    with TemporaryDirectory() as folder:
+        made = [] if arguments.manifests else [generate(Path(folder) / "clips", clips=arguments.clips, degraded=0.0)]
+        clips = load(arguments.manifests or made, arguments.clips)
+    kind = "given" if arguments.manifests else "generated"
+    machine = f"{platform.machine()}, PyAV {av.__version__}"
+    lines = [f"{datetime.date.today()}, {kind} clips, {machine}, CPU time of one core"]
     summary: dict[str, dict[str, float]] = {}
     for modality, candidates in CANDIDATES.items():
         if not clips[modality]:
@@ -229,8 +237,8 @@ def main() -> None:
                     "decode_ms": round(row[2], 2),
                 }
             print(lines[-1], flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text("\n".join(lines) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(lines) + "\n")
     print(json.dumps(summary))
 
 
