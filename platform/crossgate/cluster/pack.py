@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from crossgate.cluster.paths import read, written
 from crossgate.cluster.session import ray_session
@@ -45,26 +47,28 @@ def pack(
 
 
 def _as_tasks(
-    ray, store: Store, units: Sequence[Unit], settings: PackSettings, step: Callable[[int], None]
+    ray: Any, store: Store, units: Sequence[Unit], settings: PackSettings, step: Callable[[int], None]
 ) -> dict[str, UnitReport]:
     task = ray.remote(num_cpus=1)(pack_unit)
-    waiting = {task.remote(store, unit, settings): unit for unit in units}
-    everything = list(waiting)
+    left = iter(units)
+    running: dict[Any, Unit] = {}
     reports: dict[str, UnitReport] = {}
     count = 0
     try:
-        while waiting:
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            unit = waiting.pop(ready)
+        while len(reports) < len(units):
+            # More than there is room for, so that a cluster that can grow sees a reason to.
+            room = 2 * int(ray.cluster_resources().get("CPU", 1)) - len(running)
+            running |= {task.remote(store, unit, settings): unit for unit in islice(left, room)}
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            unit = running.pop(ready)
             reports[unit.name] = ray.get(ready)
             count += len(unit.rows)
             step(count)
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        raise (cause if isinstance(cause, UserError) else error) from None
+        raise (error.cause if isinstance(error.cause, UserError) else error) from None
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
         raise died(store) from None
     finally:
-        for job in everything:  # those that are done do not mind
-            ray.cancel(job)
+        if running:  # waited for, not cancelled: Ray (2.60) aborts where a task ends just as it is being cancelled
+            ray.wait(list(running), num_returns=len(running))
     return reports
