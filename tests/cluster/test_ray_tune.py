@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import tiny_recipe
 
+from crossgate.cli import main
+from crossgate.cluster import ray_tune
 from crossgate.cluster.ray_tune import SearchResult, TrialRecord, leaderboard, plan, search
 from crossgate.config import Recipe
 from crossgate.errors import UserError
@@ -50,6 +53,22 @@ def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):
     assert len(plan(search_recipe(tmp_path, samples=99))) == 4
 
 
+def test_clips_packed_anew_give_new_trials(tmp_path, monkeypatch):
+    digests = {"a": "1", "b": "2"}
+    monkeypatch.setattr(ray_tune, "open_index", lambda recipe: SimpleNamespace(digest=digests[recipe.data.index]))
+
+    def names(index: str) -> set[str]:
+        recipe = search_recipe(tmp_path)
+        recipe.data.index = index
+        return {record.name for record, _ in plan(recipe)}
+
+    before = names("a")
+    assert names("a") == before
+    assert not names("b") & before
+    digests["a"] = "3"
+    assert not names("a") & before
+
+
 @pytest.mark.parametrize(
     ("space", "complaint"),
     [
@@ -84,6 +103,20 @@ def test_the_leaderboard_puts_failures_last_and_keeps_their_reason(tmp_path):
         "   2        0.5000   3 s  model.fusion.name=gmu",
         "   3        failed   0 s  model.fusion.name=mean  (out of memory)",
     ]
+
+
+def test_a_search_in_which_every_trial_failed_fails_after_its_table(tmp_path, monkeypatch, capsys):
+    failed = TrialRecord("a", {"optim.lr": 0.1}, "a", status="failed", reason="no such backbone")
+    monkeypatch.setattr(ray_tune, "search", lambda recipe: SearchResult("val/accuracy", [failed]))
+    path = tmp_path / "search.yaml"
+    path.write_text("kind: search\n")
+    monkeypatch.setattr("sys.argv", ["crossgate", "search", "--config", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "optim.lr=0.1  (no such backbone)" in said.out
+    assert said.err == "crossgate: search: no trial finished; no such backbone\n"
 
 
 def test_without_a_finished_trial_there_is_no_best():

@@ -7,6 +7,7 @@ nothing is relayed from a nested Ray Train run, which can leave a trial running 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
@@ -23,6 +24,7 @@ from crossgate.cluster.session import ray_session
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import dump_recipe, parse_recipe, recipe_digest, with_overrides
+from crossgate.runs.context import open_index
 from crossgate.tracking import open_tracker, pinned
 from crossgate.training.metrics import read_metrics
 
@@ -122,7 +124,10 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
 
 
 def plan(recipe: Recipe) -> list[tuple[TrialRecord, Recipe]]:
-    """Returns the trials: the whole grid, or `samples` distinct draws from it. Bad keys are found here."""
+    """Returns the trials: the whole grid, or `samples` distinct draws from it. Bad keys are found here.
+
+    A trial's directory is named by its settings and its index, so that clips packed anew give new trials.
+    """
     config = recipe.search
     if not config.space or not all(config.space.values()):
         raise UserError("nothing to try", where="search.space", expected="a recipe key with a list of values")
@@ -133,11 +138,17 @@ def plan(recipe: Recipe) -> list[tuple[TrialRecord, Recipe]]:
     for point in points:
         overrides = dict(zip(config.space, point, strict=True))
         settings = with_overrides(recipe, {"kind": "finetune", **overrides})
-        name = f"{_slug(overrides)}-{recipe_digest(settings)[:6]}"
+        name = f"{_slug(overrides)}-{_identity(settings)[:6]}"
         settings.tracking = pinned(recipe.tracking, recipe.run.output)  # trials lie deeper than the search itself
         settings.run.name, settings.run.output = name, str(Path(recipe.run.output) / recipe.run.name)
         trials.append((TrialRecord(name, overrides, str(Path(settings.run.output) / name)), settings))
     return trials
+
+
+def _identity(settings: Recipe) -> str:
+    """Returns a digest of all that makes a trial's numbers: its settings and the content of its index."""
+    index = open_index(settings).digest if settings.data.index else ""
+    return hashlib.sha256(f"{recipe_digest(settings)} {index}".encode()).hexdigest()
 
 
 def leaderboard(recipe: Recipe, records: Sequence[TrialRecord]) -> SearchResult:
