@@ -14,6 +14,7 @@ from crossgate.recipe import (
     load_recipe,
     parse_recipe,
     recipe_digest,
+    redacted,
     with_overrides,
 )
 
@@ -96,6 +97,50 @@ def test_digest_ignores_places_and_workers_but_no_number() -> None:
     assert recipe_digest(same) == recipe_digest(recipe)
     for key, value in {"data.global_batch": 32, "finetune.task": "violence", "engine.zero_stage": 2}.items():
         assert recipe_digest(with_overrides(recipe, {key: value})) != recipe_digest(recipe)
+
+
+@pytest.mark.parametrize(("kind", "another"), [("evaluate", True), ("search", True), ("pretrain", False)])
+def test_another_index_is_another_run_where_nothing_else_would_tell(tmp_path: Path, kind: str, another: bool) -> None:
+    path = write(tmp_path, f"kind: {kind}\ndata: {{index: a}}\n")
+    names = {load_recipe(path, overrides).run.name for overrides in ([], ["data.index=a"], ["data.index=b"])}
+    assert len(names) == (2 if another else 1)
+
+
+def test_a_deepspeed_json_counts_by_its_content(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("one.json", "same.json", "other.json"))
+    one.write_text("{}")
+    same.write_text("{}")
+    other.write_text('{"wall_clock_breakdown": true}')
+    recipes = [parse_recipe({"kind": "pretrain", "engine": {"deepspeed": str(path)}}) for path in (one, same, other)]
+    digests = [recipe_digest(recipe) for recipe in recipes]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(("section", "key"), [("finetune", "init"), ("evaluation", "model")])
+def test_the_folder_that_a_job_is_unpacked_into_does_not_count(section: str, key: str) -> None:
+    def digest(path: str) -> str:
+        return recipe_digest(parse_recipe({"kind": "finetune", section: {key: path}}))
+
+    unpacked = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_{}/runs/a"
+    assert digest(unpacked.format("1f")) == digest(unpacked.format("2e")) == digest("runs/a")
+    assert digest("/mnt/one/runs/a") != digest("/mnt/two/runs/a")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://ann:s3cret@host:5000/path", "http://***@host:5000/path"),
+        ("mysql://host/db?user=ann&password=s3cret&ssl=on", "mysql://host/db?user=***&password=***&ssl=on"),
+        ("sqlite:///runs/mlflow.db", "sqlite:///runs/mlflow.db"),
+        ("", ""),
+    ],
+)
+def test_what_is_shown_and_stored_holds_no_password(uri: str, shown: str) -> None:
+    recipe = parse_recipe({"kind": "pretrain", "tracking": {"uri": uri}})
+    assert redacted(uri) == redacted(shown) == shown
+    assert yaml.safe_load(dump_recipe(recipe))["tracking"]["uri"] == shown
+    assert flat_recipe(recipe)["tracking.uri"] == shown
+    assert recipe.tracking.uri == uri  # the live run still has it
 
 
 def test_flat_recipe_has_dotted_keys() -> None:

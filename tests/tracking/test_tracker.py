@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 
 from crossgate.config import Recipe, TrackingConfig
 from crossgate.errors import UserError
-from crossgate.recipe import flat_recipe, parse_recipe
+from crossgate.recipe import flat_recipe, parse_recipe, redacted
 from crossgate.tracking import MlflowTracker, NullTracker, deliver, known_run, open_tracker, pinned
+from crossgate.tracking.server import tracking_uri
 
 
 def recipe_for(output: Path, **tracking: object) -> Recipe:
@@ -209,6 +210,17 @@ def test_a_password_is_shown_nowhere(tmp_path: Path, store: Path, monkeypatch: p
         pass
     assert client.get_run(tracker.run_id).data.params["tracking.uri"] == "postgresql://***@host/db"
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and "secret" in f.read_text()]
+
+
+def test_a_stored_address_gets_its_password_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    stored = {kind: TrackingConfig(uri=redacted(f"{kind}://ann:s3cret@host/db")) for kind in ("https", "postgresql")}
+    assert tracking_uri(stored["https"], ".") == "https://host/db"  # MLflow takes name and password by itself
+    with pytest.raises(UserError, match=r"tracking.uri postgresql://\*\*\*@host/db: .* set MLFLOW_TRACKING_URI"):
+        tracking_uri(stored["postgresql"], ".")
+    for kind, config in stored.items():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{kind}://ann:s3cret@host/db")
+        assert tracking_uri(config, ".") == f"{kind}://ann:s3cret@host/db"
 
 
 def test_nested_runs_share_the_parents_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

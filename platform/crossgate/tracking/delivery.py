@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossgate.tracking.server import redacted
+from crossgate.recipe import redacted
 from crossgate.tracking.spool import LANES, Lane, Record, Spool
 
 if TYPE_CHECKING:

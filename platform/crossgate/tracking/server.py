@@ -6,11 +6,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from crossgate import environment
 from crossgate.config import TrackingConfig
 from crossgate.errors import UserError
+from crossgate.recipe import HIDDEN, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,9 +42,13 @@ class Server:
 
 
 def tracking_uri(config: TrackingConfig, output: str | Path) -> str:
-    """Returns the recipe's server, else ``MLFLOW_TRACKING_URI``, else a SQLite file beside the runs."""
+    """Returns the recipe's server, else ``MLFLOW_TRACKING_URI``, else a SQLite file beside the runs.
+
+    Raises:
+        UserError: for the address of a stored recipe whose password is nowhere to be had.
+    """
     configured = config.uri or environment.tracking_uri()
-    return configured or f"sqlite:///{Path(output).absolute() / 'mlflow.db'}"
+    return _with_credentials(configured) if configured else f"sqlite:///{Path(output).absolute() / 'mlflow.db'}"
 
 
 def pinned(config: TrackingConfig, output: str | Path) -> TrackingConfig:
@@ -53,12 +58,24 @@ def pinned(config: TrackingConfig, output: str | Path) -> TrackingConfig:
     return config.model_copy(update={"uri": tracking_uri(config, output)})
 
 
-def redacted(uri: str) -> str:
-    """Returns the URI without user name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
+def _with_credentials(uri: str) -> str:
+    """Returns a stored address, which has lost its password, as it can be used.
+
+    Raises:
+        UserError: for a database whose full address the environment does not have.
+    """
+    named = environment.tracking_uri() or ""
+    if HIDDEN not in uri:
         return uri
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+    if redacted(named) == uri:
+        return named
+    if urlsplit(uri).scheme in _WEB:  # MLflow itself takes MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD
+        return uri.replace(f"{HIDDEN}@", "", 1)
+    raise UserError(
+        "passwords are not stored with a run",
+        where=f"tracking.uri {uri}",
+        cure="set MLFLOW_TRACKING_URI to the whole address, or give --tracking-uri",
+    )
 
 
 def make_client(uri: str) -> MlflowClient:

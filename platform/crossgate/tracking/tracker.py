@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 from crossgate.config import Recipe, TrackingConfig
 from crossgate.errors import UserError
-from crossgate.recipe import dump_recipe, flat_recipe
+from crossgate.recipe import dump_recipe, flat_recipe, redacted
 from crossgate.tracking.delivery import Delivery
 from crossgate.tracking.provenance import code_version, machine
-from crossgate.tracking.server import Server, connect, make_client, redacted, tracking_uri
+from crossgate.tracking.server import Server, connect, make_client, tracking_uri
 from crossgate.tracking.spool import Record, Spool
 
 if TYPE_CHECKING:
@@ -229,12 +229,10 @@ def open_tracker(
     tracker = MlflowTracker(spool, uri, interval)
     if not first:
         tracker._note({"lane": "values", "status": "RUNNING"})
-    shown = recipe.model_copy(deep=True)
-    shown.tracking.uri = redacted(shown.tracking.uri)
-    tracker.log_params(flat_recipe(shown))
+    tracker.log_params(flat_recipe(recipe))
     tracker.set_tags({**facts, **(tags or {})})
     if first:
-        tracker.log_text(dump_recipe(shown), "recipe.yaml")
+        tracker.log_text(dump_recipe(recipe), "recipe.yaml")
     return tracker
 
 
