@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+_STREAM = re.compile("inline_container|iostream error")  # torch.save's words for a file that takes no more
 
 
 class UserError(Exception):
@@ -35,6 +39,33 @@ class UserError(Exception):
 
 def _rebuild(what: str, where: str | None, expected: str | None, cure: str | None) -> UserError:
     return UserError(what, where=where, expected=expected, cure=cure)
+
+
+@contextmanager
+def writing(what: str, where: object) -> Iterator[None]:
+    """Turns a refusal of the file system, in whatever words a library puts it, into a `UserError`.
+
+    Args:
+        what: what is written, with its article.
+        where: the file or folder.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write {what} ({reason})", where=where, cure="free some space") from None
+
+
+def _refusal(error: Exception) -> str | None:
+    """Returns why a file could not be written, or None when that is not what the error says."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and _STREAM.search(text)):
+        return text[-120:]
+    return None
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,20 @@ def test_a_kill_between_the_two_renames_loses_nothing(saved: Path, monkeypatch: 
     assert not saved.exists()
     after = load_model(saved)[0].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_full_disk_is_one_line_and_the_earlier_model_stays(saved: Path) -> None:
+    before = (saved / "model.safetensors").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"model: cannot write a model \(.*\); free some space") as caught:
+            save_model(saved, contrastive(seed=1), card())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert (saved / "model.safetensors").read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -140,6 +141,24 @@ def test_code_in_a_checkpoint_does_not_run(copied, tmp_path):
     with pytest.raises(Exception, match="[Ww]eights"):
         run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("limit", [2_000, 9_000, 12_000])  # met by model, optimiser and random states
+def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(tmp_path, limit):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(step: int) -> None:
+        if step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+
+    try:
+        with pytest.raises(UserError, match=r"cannot write a checkpoint \(.*\); free some space") as caught:
+            run_fit(tiny_recipe(tmp_path, "full", training={"log_every": 20}), on_step=fill, validated=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    checkpoint, refused = newest_whole(tmp_path / "full")
+    assert (checkpoint.step, refused) == (4, [])
 
 
 def test_another_recipe_under_the_same_name_is_refused(copied):

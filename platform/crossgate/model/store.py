@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossgate.config import ClipConfig, Config, ModelConfig
-from crossgate.errors import UserError
+from crossgate.errors import UserError, writing
 from crossgate.model.classifier import Classifier
 from crossgate.model.contrastive import ContrastiveModel
 from crossgate.model.network import MultimodalNetwork
@@ -80,8 +80,16 @@ def save_model(
 
     Returns:
         The card as written.
+
+    Raises:
+        UserError: for a disk that is full; an earlier model there stays.
     """
     directory = Path(directory)
+    with writing("a model", directory):
+        return _save(directory, model.state_dict() if state is None else state, card)
+
+
+def _save(directory: Path, state: Mapping[str, Tensor], card: ModelCard) -> ModelCard:
     directory.parent.mkdir(parents=True, exist_ok=True)
     _recover(directory)
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
@@ -89,7 +97,7 @@ def save_model(
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir()
     try:
-        save_file(_portable(model.state_dict() if state is None else state), fresh / WEIGHTS)
+        save_file(_portable(state), fresh / WEIGHTS)
         card = card.model_copy(update={"digest": _sha256(fresh / WEIGHTS)})
         (fresh / CARD).write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
         for name in (WEIGHTS, CARD):

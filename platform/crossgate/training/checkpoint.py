@@ -26,9 +26,9 @@ from torch import Tensor
 
 from crossgate import __version__
 from crossgate.config import Recipe
-from crossgate.errors import UserError
+from crossgate.errors import UserError, writing
 from crossgate.recipe import dump_recipe, load_recipe, recipe_digest
-from crossgate.training.engine import full_weights
+from crossgate.training.engine import full_weights, user_settings
 from crossgate.training.world import World
 
 MANIFEST, WEIGHTS, STATE = "manifest.json", "weights.safetensors", "state"
@@ -80,10 +80,14 @@ class Damaged(Exception):
 def claim_run_dir(run_dir: Path, recipe: Recipe, world: World) -> None:
     """Makes the run directory this recipe's, or refuses when it belongs to another one. Every rank calls it.
 
+    The recipe is stored with a copy of the DeepSpeed JSON that it names: the original may be gone at the next start.
+
     Raises:
-        UserError: when the directory holds a run with other settings.
+        UserError: when the directory holds a run with other settings, or for a DeepSpeed JSON that cannot be used.
     """
     stored = run_dir / "recipe.yaml"
+    if recipe.engine.deepspeed:
+        user_settings(recipe.engine.deepspeed)  # complains before the directory is anybody's
     mine = recipe_digest(recipe)
     world.barrier()  # no rank looks while another still writes
     if stored.exists() and recipe_digest(load_recipe(stored)) != mine:
@@ -93,8 +97,18 @@ def claim_run_dir(run_dir: Path, recipe: Recipe, world: World) -> None:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         for leftover in (run_dir / "checkpoints").glob(".*-step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        _write_atomically(stored, dump_recipe(recipe))
+        _write_atomically(stored, dump_recipe(_with_own_settings(recipe, run_dir)))
     world.barrier()
+
+
+def _with_own_settings(recipe: Recipe, run_dir: Path) -> Recipe:
+    """Returns the recipe with the copy of its DeepSpeed JSON, if it names one, that it leaves in the run directory."""
+    if not recipe.engine.deepspeed:
+        return recipe
+    copy = run_dir / "deepspeed.json"
+    _write_atomically(copy, Path(recipe.engine.deepspeed).read_text())
+    engine = recipe.engine.model_copy(update={"deepspeed": str(copy)})
+    return recipe.model_copy(update={"engine": engine})
 
 
 def newest_whole(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -165,30 +179,31 @@ def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World
     Args:
         manifest: everything but `files` and `code`, which are filled in here.
         weights: also write the whole fp32 task, for the model that evaluation and release read.
+
+    Raises:
+        UserError: for a disk that is full; earlier checkpoints stay as they are.
     """
     final = _path(run_dir, manifest.step)
     partial = final.with_name(f".tmp-{final.name}")
     if world.leads:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        with writing("a checkpoint", partial):
+            partial.mkdir(parents=True)
     world.barrier()
-    try:
+    with writing("a checkpoint", partial):
         engine.save_checkpoint(str(partial), tag=STATE, save_latest=False)
         torch.save(_random_states(), partial / f"rank-{world.rank:05d}.pt")
         if weights:
             state = full_weights(engine, world)
             if world.leads:
                 save_file(state, partial / WEIGHTS)
-    except OSError as error:
-        raise UserError(
-            f"cannot write a checkpoint ({error.strerror})", where=partial, cure="free some space"
-        ) from None
     world.barrier()
     files = _digests(partial, world)
     if world.leads:
         described = asdict(manifest) | {"files": files, "code": _code_version()}
-        _write_atomically(partial / MANIFEST, json.dumps(described, indent=1))
-        _replace_folder(partial, final)
+        with writing("a checkpoint", partial):
+            _write_atomically(partial / MANIFEST, json.dumps(described, indent=1))
+            _replace_folder(partial, final)
     world.barrier()
     return final
 

@@ -115,7 +115,7 @@ def deepspeed_settings(recipe: Recipe, world: World) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 62,
     }
-    return _merged(settings, _user_settings(config.deepspeed)) if config.deepspeed else settings
+    return _merged(settings, user_settings(config.deepspeed)) if config.deepspeed else settings
 
 
 def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
@@ -178,7 +178,12 @@ def _import_deepspeed(world: World) -> Any:
     return deepspeed
 
 
-def _user_settings(path: str) -> dict[str, Any]:
+def user_settings(path: str) -> dict[str, Any]:
+    """Returns the user's DeepSpeed JSON.
+
+    Raises:
+        UserError: when it cannot be read, or sets what belongs to the recipe.
+    """
     try:
         settings = json.loads(Path(path).read_text())
     except OSError as error:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crossgate.errors import writing
+
 
 class MetricsFile:
     """Appends to `metrics.jsonl`. Values that are not finite become null, so that every line is valid JSON."""
@@ -22,9 +24,13 @@ class MetricsFile:
         partial.replace(self._path)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a line."""
+        """Adds a line.
+
+        Raises:
+            UserError: for a disk that is full.
+        """
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with self._path.open("a") as file:
+        with writing("a line of metrics", self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
 
