@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,17 @@ def test_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
             "run": {"name": "x", "output": "runs"},
             "data": {"index": "s3://b/x"},
             "finetune": {"init": "a"},
+            "evaluation": {"model": "runs/b"},
+            "tracking": {"uri": "sqlite:///tracks/mlflow.db"},
         }
     )
     fixed = with_absolute_paths(recipe)
     assert fixed.run.output == str(tmp_path / "runs")
     assert fixed.data.index == "s3://b/x"
     assert fixed.finetune.init == str(tmp_path / "a")
+    assert fixed.evaluation.model == str(tmp_path / "runs" / "b")
+    assert fixed.tracking.uri == f"sqlite:///{tmp_path}/tracks/mlflow.db"
+    assert with_absolute_paths(fixed) == fixed
     assert fixed.engine.deepspeed == ""
     assert recipe.run.output == "runs"
 
@@ -73,12 +79,34 @@ def test_a_job_keeps_its_runs_outside_the_folder_that_is_thrown_away(tmp_path, m
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setenv("HOME", "/home/someone")
     recipe = parse_recipe({"kind": "pretrain", "data": {"index": "shards"}, "finetune": {"init": "runs/a"}})
+    recipe.evaluation.model, recipe.tracking.uri = "runs/b", "sqlite:///mlflow.db"
     fixed = with_absolute_paths(recipe)
     assert fixed.run.output == "/home/someone/crossgate/runs"
     assert fixed.finetune.init == "/home/someone/crossgate/runs/a"
+    assert fixed.evaluation.model == "/home/someone/crossgate/runs/b"
+    assert fixed.tracking.uri == "sqlite:////home/someone/crossgate/mlflow.db"
     assert fixed.data.index == str(tmp_path / "shards")  # it travelled with the job
     monkeypatch.setenv("CROSSGATE_HOME", "/mnt/shared")
     assert with_absolute_paths(recipe).run.output == "/mnt/shared/runs"
+
+
+def test_a_job_submitted_again_is_the_same_run_whatever_its_folder_is_called(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("CROSSGATE_HOME", str(tmp_path / "home"))
+    for name, resumed_from in (("_ray_pkg_1f", 0), ("_ray_pkg_2e", 12)):
+        folder = tmp_path / "working_dir_files" / name
+        (folder / "start").mkdir(parents=True)
+        (folder / "ds.json").write_text('{"wall_clock_breakdown": false}')
+        monkeypatch.chdir(folder)
+        recipe = tiny_recipe(Path("runs"), "run", engine={"deepspeed": "ds.json"}, finetune={"init": "start"})
+        assert launch(recipe, ENTRY)["resumed_from"] == resumed_from
+        shutil.rmtree(folder)  # as Ray does some time after the job
+
+
+def test_runs_on_object_storage_are_refused_in_one_line():
+    recipe = parse_recipe({"kind": "pretrain", "run": {"name": "run", "output": "s3://b/runs"}})
+    with pytest.raises(UserError, match="run.output: runs cannot be kept at 's3://b/runs'"):
+        launch(recipe, ENTRY)
 
 
 def test_mail_waits_for_every_rank_and_keeps_the_error_whole(tmp_path):
