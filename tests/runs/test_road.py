@@ -80,13 +80,15 @@ def test_evaluation_of_a_run_repeats_its_numbers(road: Path, finetuned: Path, tm
 
 
 def test_evaluation_of_a_pretrained_model(road: Path, pretrained: Path, tmp_path: Path) -> None:
-    sections = {"evaluation": {"model": str(pretrained), "bootstrap": 50, "random_baseline": False}}
+    sections = {"evaluation": {"model": str(pretrained), "bootstrap": 50}}
     recipe = write_recipe(tmp_path / "pre.yaml", tiny_tree(road, tmp_path, "evaluate", **sections))
     launch(recipe)
     again, _ = read_results(run_directory(recipe) / "results.json")
     first, _ = read_results(pretrained / "results.json")
-    name = "test/retrieval/mean/r_at_1"
-    assert again[name] == pytest.approx(first[name], abs=1e-6)
+    assert "test/linear_probe_random/action/fused/accuracy" in first
+    for name in ("test/retrieval/mean/r_at_1", "test/linear_probe_random/action/fused/accuracy"):
+        assert again[name] == pytest.approx(first[name], abs=1e-6)
+    assert load_recipe(run_directory(recipe) / "recipe.yaml").evaluation.model == str(pretrained)
 
 
 def test_released_model_predicts_through_the_registry(road: Path, finetuned: Path) -> None:
