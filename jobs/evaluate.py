@@ -1,6 +1,6 @@
 """Measure a trained model on the test split.
 
-ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/recipes/evaluate.yaml finetune.init=RUN
+ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/recipes/evaluate.yaml evaluation.model=RUN
 """
 
 import sys

@@ -69,7 +69,7 @@ def _packages() -> list[Finding]:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            return [Finding(False, "packages", f"{name} is missing", "pip install crossgate")]
+            return [Finding(False, "packages", f"{name} is missing", "`make install` in a clone")]
     return [Finding(True, "packages", ", ".join(found))]
 
 
