@@ -1,0 +1,23 @@
+"""Every benchmark runs without outside files, as `make bench` calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_storage_measures_every_modality_on_generated_clips(tmp_path: Path) -> None:
+    out = tmp_path / "storage.md"
+    command = [sys.executable, ROOT / "benchmarks" / "storage.py", "--clips", "2", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    table = out.read_text()
+    assert "generated clips" in table.splitlines()[0]
+    for name in ("rgb", "flow", "audio", "depth"):
+        assert f"### {name} (2 clips)" in table
