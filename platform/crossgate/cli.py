@@ -146,7 +146,7 @@ def pretrain(config: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command(rich_help_panel=RUNS)
 def finetune(config: RecipeFile, overrides: Overrides = None) -> None:
-    """Fine-tune (or probe, finetune.freeze=true) a classifier from a pretrained run."""
+    """Fine-tune a classifier from a pretrained run (finetune.freeze=true: on frozen encoders)."""
     _run("finetune", config, overrides)
 
 

@@ -18,6 +18,7 @@ from crossgate.evaluation.gates import GateReport
 from crossgate.evaluation.intervals import Bootstrap, Interval
 from crossgate.evaluation.style import (
     ACCENT,
+    INK,
     MUTED,
     REFERENCE,
     SEQUENCE,
@@ -28,11 +29,13 @@ from crossgate.evaluation.style import (
     short,
     styled,
 )
+from crossgate.modality import MODALITIES
 
 Array = NDArray[Any]
 
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
 _GRID = np.linspace(0, 1, 101)
+_PLAIN = SEQUENCE[len(MODALITIES) :]  # colours that mean no modality
 
 
 @dataclass(frozen=True)
@@ -190,12 +193,12 @@ def training_curves(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequ
     flat = [{name.removeprefix("train/"): x for name, x in row.items()} for row in rows]
     names = sorted({name for row in flat for name, x in row.items() if isinstance(x, (int, float))} - {"step"})
     chosen = dict(panels) if panels is not None else _default_panels(names)
-    figure, axes = new(2.9, columns=max(1, len(chosen)), width=WIDTH if len(chosen) > 1 else 5.2)
+    figure, axes = new(3.3, columns=max(1, len(chosen)), width=WIDTH if len(chosen) > 1 else 5.2)
     for one, (title, metrics) in zip(axes, chosen.items()):
         for i, name in enumerate(metrics):
             pairs = [(row["step"], row[name]) for row in flat if row.get(name) is not None and "step" in row]
             stem = name.rsplit("/", 1)[-1].removeprefix("weight_")
-            tint = colour(stem) if name.startswith("gate/") else SEQUENCE[(i + 1) % len(SEQUENCE)]
+            tint = colour(stem) if stem in MODALITIES else INK if name == "loss" else _PLAIN[i % len(_PLAIN)]
             steps, values = zip(*sorted(pairs)) if pairs else ((), ())
             mark = "o" if len(pairs) < 12 else None
             one.plot(steps, values, color=tint, label=short(stem, 20), marker=mark, markersize=3.5)
@@ -204,7 +207,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequ
         one.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         one.grid(axis="y")
         if len(metrics) > 1:
-            one.legend(fontsize=7.5)
+            one.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 
 

@@ -8,12 +8,13 @@ from crossgate.config import Recipe
 from crossgate.evaluation import Evaluation, Predictions, evaluate_pretrain, retrieval_scores
 from crossgate.model.store import ModelCard, save_model
 from crossgate.recipe import recipe_digest
-from crossgate.runs.context import RunContext, open_run
+from crossgate.runs.context import Part, RunContext, open_run
 from crossgate.runs.predictions import predict_splits
 from crossgate.tasks import build_task
 from crossgate.tasks.task import Task
 from crossgate.training.loop import Selection, fit
 
+NEEDED: tuple[Part, ...] = ("train",)
 UNMEASURED = (
     "There is no test split (data.test is empty): the model is trained, and nothing was measured on test clips."
 )
@@ -25,7 +26,7 @@ def run(recipe: Recipe) -> dict[str, float]:
     Raises:
         UserError: for an index, a recipe or a machine that cannot do it.
     """
-    with open_run(recipe, required=("train",)) as context:
+    with open_run(recipe, required=NEEDED) as context:
         task = build_task(recipe, context.index.vocabularies)
         result = fit(
             task,

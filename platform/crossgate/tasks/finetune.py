@@ -1,4 +1,4 @@
-"""Supervised training of a classifier, from random weights or from a pretrained run, whole or as a linear probe."""
+"""Supervised training of a classifier, from random weights or from a pretrained run, whole or on frozen encoders."""
 
 from __future__ import annotations
 
