@@ -21,10 +21,13 @@ RAY = {"workers": 2, "launcher": "ray", "max_failures": 2}
 @pytest.mark.ray
 def test_a_killed_worker_is_replaced_and_the_curve_is_the_undisturbed_one(tmp_path, ray_cluster):
     recipe = tiny_recipe(tmp_path, "run", cluster=RAY, engine={"zero_stage": 2}, finetune={"task": "die@10"})
+    recipe.tracking.uri = "http://ann:s3cret@host"
     result = launch(recipe, ENTRY)
     assert (tmp_path / "run" / "fuse").exists()  # rank 1 did die
     assert (result["ranks"], result["step"], result["resumed_from"]) == (2, 12, 8)
     assert not (tmp_path / "run" / ".launch").exists()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"s3cret" in path.read_bytes()]
     run_fit(tiny_recipe(tmp_path, "one-rank", engine={"zero_stage": 2}))
     curve = losses(tmp_path, "run")
     assert len(curve) == 12

@@ -26,6 +26,7 @@ def search_recipe(output: Path, **search_settings) -> Recipe:
 @pytest.mark.ray
 def test_trials_are_ranked_failures_kept_and_finished_ones_not_run_again(tmp_path, ray_cluster):
     recipe = search_recipe(tmp_path, space={"optim.lr": [*RATES, 0.5]})
+    recipe.tracking.uri = "http://ann:s3cret@host"
     result = search(recipe, "tiny_run:run_trial")
     assert result.best() == {"optim.lr": 0.03}
     assert [trial.status for trial in result.trials] == ["finished", "finished", "failed"]
@@ -37,6 +38,9 @@ def test_trials_are_ranked_failures_kept_and_finished_ones_not_run_again(tmp_pat
     assert search(recipe, "tiny_run:run_trial").trials[:2] == result.trials[:2]
     started = {path.name.split("-")[1]: path.read_text() for path in (tmp_path / "study").glob("*.started")}
     assert started == {"0.0001": "x", "0.03": "x", "0.5": "xx"}  # only the failed one was tried anew
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"s3cret" in path.read_bytes()]
+    assert "uri: http://***@host" in (tmp_path / "study" / "recipe.yaml").read_text()
 
 
 def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):

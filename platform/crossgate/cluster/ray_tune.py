@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -176,6 +177,7 @@ def _run_trials(recipe: Recipe, trials: list[tuple[TrialRecord, Recipe]], trial:
     share = cluster.workers * cluster.cpus_per_worker + 0.1 if nested else config.cpus_per_trial
     gpus = cluster.workers * cluster.gpus_per_worker if nested else config.gpus_per_trial
     side_by_side = min(config.concurrent, len(trials))
+    storage, name = Path(recipe.run.output) / recipe.run.name / ".ray", f"{recipe.run.name}-{time.time_ns():x}"
     with ray_session(cluster, side_by_side * share, side_by_side * gpus):
         from ray import tune
 
@@ -193,12 +195,15 @@ def _run_trials(recipe: Recipe, trials: list[tuple[TrialRecord, Recipe]], trial:
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name=f"{recipe.run.name}-{time.time_ns():x}",
-                storage_path=str(Path(recipe.run.output) / recipe.run.name / ".ray"),
+                name=name,
+                storage_path=str(storage),
                 verbose=0,
             ),
         )
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        finally:  # nothing is resumed from it, and it holds the recipe with its tracking server's password
+            shutil.rmtree(storage / name, ignore_errors=True)
         for result in (results[place] for place in range(len(results))):
             if result.error is not None and result.config:
                 _note_death(TrialRecord(**result.config["job"]["record"]), result.error)

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crossgate import __version__
+from crossgate._version import __version__
 from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import dump_recipe, load_recipe, recipe_digest
