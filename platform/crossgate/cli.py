@@ -268,9 +268,11 @@ def _run(kind: str, config: Path, overrides: list[str] | None) -> None:
         typer.echo(result.table())
         result.best()  # a search without a winner has failed, and says why
         return
+    from crossgate.cluster.paths import with_absolute_paths
     from crossgate.cluster.ray_train import launch
     from crossgate.runs.summary import describe
 
+    recipe = with_absolute_paths(recipe)  # in a Ray job relative ones start elsewhere
     ended = describe(recipe, launch(recipe))
     if ended:
         typer.echo(ended)
