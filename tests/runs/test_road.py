@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,9 @@ def test_released_model_predicts_through_the_registry(road: Path, finetuned: Pat
     released = release_run(finetuned)
     assert released.uri == "models:/crossgate-violence@champion"
     videos = sorted(str(path) for path in (road / "clips" / "videos").glob("*.mp4"))[:2]
+    before = list(sys.path)
     frame = predict_videos(released.uri, [*videos, "nowhere.mp4"], tracking_uri=released.tracking_uri)
+    assert sys.path == before  # the packaged copy of crossgate must not shadow this one in later processes
     good, bad = frame.iloc[:2], frame.iloc[2]
     assert set(good["label"]) <= {"fight", "nofight"}
     for row in good.to_dict(orient="records"):

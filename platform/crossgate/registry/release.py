@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,12 @@ def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = 
         raise UserError(
             f"not in the registry ({reason})", where=uri, cure="see its models and aliases in MLflow"
         ) from None
-    return mlflow.pyfunc.load_model(folder, model_config=settings or None)
+    paths = list(sys.path)
+    try:
+        return mlflow.pyfunc.load_model(folder, model_config=settings or None)
+    finally:
+        # MLflow puts the package's own, smaller copy of crossgate first: processes started later would find only that.
+        sys.path[:] = paths
 
 
 def _finished_run(run_dir: Path) -> tuple[ModelCard, dict[str, float], dict[str, Any]]:
