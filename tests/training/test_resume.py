@@ -21,6 +21,14 @@ from crossgate.training.metrics import MetricsFile, read_metrics
 DROPOUT = 0.2  # the curve depends on the random states, so they must come back
 
 
+def same(curve: list[float]):
+    """The same curve up to the last bits: vector kernels round by where memory lies, which no two processes share.
+
+    A lost random state, optimizer moment or step moves these losses by more than 1e-3.
+    """
+    return pytest.approx(curve, rel=0, abs=2e-6)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     """A finished run: 12 steps, saved at 4, 8 and 12, validated at 6 and 12."""
@@ -48,7 +56,7 @@ def test_kill_then_resume_gives_the_undisturbed_curve(tmp_path, undisturbed):
     assert result.resumed_from == 8
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 13))  # no gap, no doubles
-    assert losses(tmp_path, "run") == losses(undisturbed.parent, "run")
+    assert losses(tmp_path, "run") == same(losses(undisturbed.parent, "run"))
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -60,7 +68,7 @@ def test_other_stages_resume_exactly(tmp_path, stage):
         shutil.rmtree(tmp_path / "again" / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
     result = run_fit(tiny_recipe(tmp_path, "again", engine={"zero_stage": stage}), dropout=DROPOUT)
     assert result.resumed_from == 8
-    assert losses(tmp_path, "again") == losses(tmp_path, "straight")
+    assert losses(tmp_path, "again") == same(losses(tmp_path, "straight"))
 
 
 def test_sigterm_saves_on_both_ranks_and_resumes(tmp_path):
@@ -74,7 +82,7 @@ def test_sigterm_saves_on_both_ranks_and_resumes(tmp_path):
     finished = spawn(cases, tmp_path, 2)
     assert [process.returncode for process in finished] == [0, 0], finished[0].stdout[-3000:]
     assert "resumed from" in finished[0].stdout
-    assert losses(tmp_path, "run") == losses(tmp_path, "straight")
+    assert losses(tmp_path, "run") == same(losses(tmp_path, "straight"))
     with pytest.raises(UserError, match=r"made by 2 ranks, this run has 1.*cluster\.workers=2"):
         run_fit(tiny_recipe(tmp_path, "run", **sections), dropout=DROPOUT)
 
@@ -108,7 +116,7 @@ def test_a_flipped_bit_is_found_and_the_one_before_used(copied, undisturbed, cap
     said = capsys.readouterr().err
     assert "passed over checkpoint step-00000012: state/" in said
     assert "has changed since it was written" in said
-    assert losses(copied.parent, "run") == losses(undisturbed.parent, "run")
+    assert losses(copied.parent, "run") == same(losses(undisturbed.parent, "run"))
     assert newest_whole(copied)[0].step == 12  # replaced by a good one
 
 
@@ -172,7 +180,7 @@ def test_another_recipe_under_the_same_name_is_refused(copied):
 
 def test_a_look_at_validation_does_not_change_the_run(tmp_path, undisturbed):
     run_fit(tiny_recipe(tmp_path, "blind"), dropout=DROPOUT, validated=False)
-    assert losses(tmp_path, "blind") == losses(undisturbed.parent, "run")
+    assert losses(tmp_path, "blind") == same(losses(undisturbed.parent, "run"))
 
 
 def test_best_weights_are_kept_and_given_back(undisturbed, copied):
