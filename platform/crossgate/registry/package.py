@@ -27,14 +27,13 @@ _FILES = (
     "__init__.py",
     "_torchvision.py",
     "_version.py",
-    "config.py",
     "errors.py",
     "modality.py",
     "registry/__init__.py",
     "registry/predictor.py",
     "registry/sources.py",
 )
-_ROOMS = ("clips", "model")
+_ROOMS = ("clips", "config", "model")
 _LEFT_OUT = ("__pycache__", "synth", "manifest.py", "preview.py")
 REQUIREMENTS = (
     "torch",

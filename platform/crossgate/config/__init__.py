@@ -1,0 +1,38 @@
+"""Every setting of every run, typed, documented and validated. `recipe.py` reads YAML into these classes.
+
+Field docstrings are the documentation: ``crossgate explain`` prints them.
+"""
+
+from crossgate.config.base import Config, Count, Fraction, Positive
+from crossgate.config.data import AugmentConfig, ClipConfig, DataConfig
+from crossgate.config.model import EncoderConfig, FusionConfig, ModelConfig
+from crossgate.config.results import EvaluationConfig, ReleaseConfig, SearchConfig
+from crossgate.config.tasks import FinetuneConfig, PretrainConfig
+from crossgate.config.training import ClusterConfig, EngineConfig, OptimConfig, TrackingConfig, TrainingConfig
+from crossgate.config.tree import Kind, Recipe, RunConfig
+
+__all__ = [
+    "AugmentConfig",
+    "ClipConfig",
+    "ClusterConfig",
+    "Config",
+    "Count",
+    "DataConfig",
+    "EncoderConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "FinetuneConfig",
+    "Fraction",
+    "FusionConfig",
+    "Kind",
+    "ModelConfig",
+    "OptimConfig",
+    "Positive",
+    "PretrainConfig",
+    "Recipe",
+    "ReleaseConfig",
+    "RunConfig",
+    "SearchConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+]

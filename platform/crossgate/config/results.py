@@ -1,0 +1,56 @@
+"""Settings of what comes after training: measurements, the search, the release."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from crossgate.config.base import Config, Count, Fraction, Positive
+
+
+class EvaluationConfig(Config):
+    """What is measured after training."""
+
+    probe: bool = True
+    """Linear probe on frozen features (pretraining)."""
+    knn: Positive = 20
+    """Neighbours of the kNN classifier."""
+    gallery: Positive = 1000
+    """Largest retrieval gallery."""
+    clips: Positive = 20000
+    """Clips of a split that are measured, at most."""
+    model: str = ""
+    """Run directory or model directory to measure (runs of kind evaluate)."""
+    bootstrap: Positive = 1000
+    """Resamples of groups for the 95 % intervals."""
+    fixed_fpr: Fraction = 0.1
+    """False-positive rate at which misses of the positive class are counted."""
+    random_baseline: bool = True
+    """Also probe a randomly initialised encoder (pretraining)."""
+
+
+class SearchConfig(Config):
+    """Ray Tune over gating variants."""
+
+    space: dict[str, list] = {"model.fusion.name": ["mean", "sigmoid", "softmax"]}
+    """Dotted recipe key -> values to try."""
+    samples: Count = 0
+    """Random draws from the space (0: the whole grid)."""
+    concurrent: Positive = 1
+    """Trials side by side."""
+    metric: str = "val/accuracy"
+    """Validation metric, to be maximised."""
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray reserves for one trial."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for one trial."""
+
+
+class ReleaseConfig(Config):
+    """The MLflow registry."""
+
+    name: str = ""
+    """Registered model's name (empty: crossgate-TASK)."""
+    alias: str = "champion"
+    """Alias set on the new version."""

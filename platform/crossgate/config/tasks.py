@@ -1,0 +1,44 @@
+"""Settings of what is learnt: pretraining and fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from crossgate.config.base import Config, Fraction
+
+
+class PretrainConfig(Config):
+    """Cross-modal contrast."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Start value of the softmax temperature."""
+    learn_temperature: bool = True
+    """Train the temperature (bounded below by 0.01, as CLIP)."""
+    fused_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the contrast between the fused embedding and each modality, which trains gate and fusion."""
+    exclude_group: bool = True
+    """Clips of the same group are no negatives of one another."""
+
+
+class FinetuneConfig(Config):
+    """Supervised training from a pretrained run."""
+
+    task: str = "action"
+    """Label to learn: a name in the index's label vocabularies."""
+    positive: str = "fight"
+    """Positive class of a binary task, ranked and thresholded; where the task has no such class, plain accuracy
+    counts."""
+    init: str = ""
+    """Run directory or model directory to start from (empty: random weights)."""
+    freeze: bool = False
+    """Frozen encoders: only gate, fusion and heads train."""
+    unimodal_weight: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the mean of the unimodal heads' losses."""
+    label_smoothing: Fraction = 0.0
+    """As in torch's cross_entropy."""
+    balance: bool = False
+    """Weigh classes by their inverse frequency."""
+    encoder_lr_scale: Annotated[float, Field(ge=0)] = 0.3
+    """Learning rate of the pretrained encoders relative to `optim.lr`."""

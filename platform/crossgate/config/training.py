@@ -1,0 +1,95 @@
+"""Settings of how it is trained: optimiser, DeepSpeed, the loop, Ray, MLflow."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from crossgate.config.base import Config, Count, Fraction, Positive
+
+
+class OptimConfig(Config):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate, for the global batch as it stands."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled; not applied to biases, norms, and scalars."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's."""
+    warmup: Fraction = 0.1
+    """Share of all steps."""
+    final_lr: Fraction = 0.01
+    """Last learning rate as a share of the peak."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradient norm bound (0: none)."""
+
+
+class EngineConfig(Config):
+    """DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What is sharded over ranks: 1 optimizer states, 2 also gradients, 3 also weights (ViTs run at 0.4 to 0.7 of
+    the speed under 3: use it only when the model does not fit)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; bf16 needs `zero_stage` of 1 or more."""
+    accumulation: Positive = 1
+    """Micro-batches a step."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Keep states in host memory (`parameters` needs stage 3)."""
+    deepspeed: str = ""
+    """Path of a DeepSpeed JSON merged over what these settings produce."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> EngineConfig:
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("precision bf16 needs zero_stage 1, 2 or 3 (stage 0 uses an unfused optimizer)")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError("offload parameters needs zero_stage 3")
+        return self
+
+
+class TrainingConfig(Config):
+    """The loop."""
+
+    epochs: Positive = 10
+    """Passes over the training splits."""
+    steps: Count = 0
+    """Optimiser steps in all; 0: as many as `epochs` takes."""
+    log_every: Positive = 10
+    """Steps between log lines and logged metrics."""
+    eval_every: Count = 0
+    """Steps between validations (0: at each epoch's end)."""
+    save_every: Count = 0
+    """Steps between checkpoints (0: at each epoch's end)."""
+    keep: Positive = 2
+    """Checkpoints kept; the best one by validation is kept besides."""
+
+
+class ClusterConfig(Config):
+    """Ray."""
+
+    workers: Positive = 1
+    """Ranks. One runs in this process without Ray, unless `launcher` is ray."""
+    launcher: Literal["auto", "ray", "local"] = "auto"
+    """`auto`: torchrun's world if there is one, Ray for several workers, else this process."""
+    address: str = ""
+    """Ray cluster (empty: the running one, else a private one on this machine)."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray reserves for one worker."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for one worker."""
+    max_failures: Count = 3
+    """Restarts from the last checkpoint before the run is given up."""
+
+
+class TrackingConfig(Config):
+    """MLflow."""
+
+    uri: str = ""
+    """Tracking server (empty: MLFLOW_TRACKING_URI, else sqlite beside the runs)."""
+    experiment: str = "crossgate"
+    """Experiment name."""
+    enabled: bool = True
+    """Off: metrics stay in the run directory."""

@@ -1,0 +1,72 @@
+"""The recipe: all sections in one tree, and what must agree between them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from crossgate.config.base import Config, Count
+from crossgate.config.data import DataConfig
+from crossgate.config.model import ModelConfig
+from crossgate.config.results import EvaluationConfig, ReleaseConfig, SearchConfig
+from crossgate.config.tasks import FinetuneConfig, PretrainConfig
+from crossgate.config.training import ClusterConfig, EngineConfig, OptimConfig, TrackingConfig, TrainingConfig
+
+Kind = Literal["pretrain", "finetune", "evaluate", "search"]
+
+
+class RunConfig(Config):
+    """Name and place of the run."""
+
+    name: str = ""
+    """Run name (empty: kind, recipe file and a digest of the settings, so that a resubmitted job resumes)."""
+    output: str = "runs"
+    """Folder that holds run directories."""
+    seed: Count = 0
+    """Seed of weights, schedule and augmentation."""
+
+
+class Recipe(Config):
+    """A whole run."""
+
+    kind: Kind
+    """What kind of run this is."""
+    run: RunConfig = RunConfig()
+    """Name and place."""
+    data: DataConfig = DataConfig()
+    """Clips."""
+    model: ModelConfig = ModelConfig()
+    """Network."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Objective of pretraining."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """Objective of fine-tuning."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser."""
+    engine: EngineConfig = EngineConfig()
+    """DeepSpeed."""
+    training: TrainingConfig = TrainingConfig()
+    """Loop."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+    tracking: TrackingConfig = TrackingConfig()
+    """MLflow."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Measurements."""
+    search: SearchConfig = SearchConfig()
+    """Ray Tune."""
+    release: ReleaseConfig = ReleaseConfig()
+    """Registry."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Recipe:
+        share = self.cluster.workers * self.engine.accumulation
+        if self.data.global_batch % share:
+            raise ValueError(
+                f"data.global_batch {self.data.global_batch} is not divisible by cluster.workers x "
+                f"engine.accumulation = {share}"
+            )
+        if self.kind == "pretrain" and len(self.data.clip.modalities) < 2:
+            raise ValueError("data.clip.modalities: pretraining contrasts modalities and needs two or more")
+        return self
