@@ -19,7 +19,7 @@ from crossgate.errors import UserError, nearest
 # What may differ between two starts of the same run without changing its numbers.
 _OPERATIONAL = ("run", "cluster", "tracking", "release")
 _OPERATIONAL_KEYS = {
-    "data": ("loader_workers", "prefetch", "index"),
+    "data": ("loader_workers", "prefetch", "index", "cache"),
     "training": ("log_every", "save_every", "keep"),
 }
 # Kinds whose results are all of their index: under another one they are another run. Training resumes over a copy of
@@ -106,6 +106,7 @@ def recipe_digest(recipe: Recipe) -> str:
             tree[section].pop(key)
     tree["engine"]["deepspeed"] = _content(recipe.engine.deepspeed)
     tree["finetune"]["init"] = _without_package(recipe.finetune.init)
+    tree["finetune"]["features"] = bool(recipe.finetune.features)
     tree["evaluation"]["model"] = _without_package(recipe.evaluation.model)
     return _sha256(json.dumps(tree, sort_keys=True).encode())
 

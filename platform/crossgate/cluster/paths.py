@@ -29,6 +29,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         )
     fixed = recipe.model_copy(deep=True)
     fixed.run.output = written(recipe.run.output)
+    fixed.finetune.features = written(recipe.finetune.features)
     if recipe.tracking.uri.startswith(_SQLITE):
         fixed.tracking.uri = _SQLITE + _absolute(recipe.tracking.uri.removeprefix(_SQLITE), _base())
     for section, key in (

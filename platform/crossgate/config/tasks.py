@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from crossgate.config.base import Config, Fraction
 
@@ -31,9 +31,13 @@ class FinetuneConfig(Config):
     """Positive class of a binary task, ranked and thresholded; where the task has no such class, plain accuracy
     counts."""
     init: str = ""
-    """Run directory or model directory to start from (empty: random weights)."""
+    """Run directory or model directory to start from (empty: random weights); encoders and fusion are taken, and the
+    heads too where it is a classifier of the same classes."""
     freeze: bool = False
     """Frozen encoders: only gate, fusion and heads train."""
+    features: str = ""
+    """Folder that keeps the features of frozen encoders: each clip is decoded and encoded once, without
+    augmentation, for all runs that name this folder (needs `freeze`; empty: clips are encoded anew at each step)."""
     unimodal_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the mean of the unimodal heads' losses."""
     label_smoothing: Fraction = 0.0
@@ -42,3 +46,9 @@ class FinetuneConfig(Config):
     """Weigh classes by their inverse frequency."""
     encoder_lr_scale: Annotated[float, Field(ge=0)] = 0.3
     """Learning rate of the pretrained encoders relative to `optim.lr`."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> FinetuneConfig:
+        if self.features and not self.freeze:
+            raise ValueError("features of encoders that still learn cannot be kept: set freeze to true")
+        return self

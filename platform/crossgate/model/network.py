@@ -67,7 +67,8 @@ class MultimodalNetwork(nn.Module):
         """Returns features ``(B, M, D)``: zeros, and no gradient, where a modality is absent.
 
         Every encoder runs, whatever is present, so that all ranks take part in the same collectives. What the
-        streams hold in absent rows is never looked at.
+        streams hold in absent rows is never looked at. A stream ``(B, D)`` is a feature that the frozen encoder gave
+        before, and is taken as it is.
         """
         features = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -75,7 +76,8 @@ class MultimodalNetwork(nn.Module):
                 here = present[:, m]
                 stream = streams[name]
                 stream = stream.masked_fill(~here.view(-1, *[1] * (stream.ndim - 1)), 0)
-                features.append(self.encoders[name](stream).masked_fill(~here.unsqueeze(-1), 0))
+                feature = stream if stream.ndim == 2 else self.encoders[name](stream)
+                features.append(feature.masked_fill(~here.unsqueeze(-1), 0))
         return torch.stack(features, dim=1)  # (B, M, D)
 
     def hide(self, present: Tensor, draws: Tensor | None = None) -> Tensor:

@@ -176,6 +176,24 @@ def load_encoders(network: MultimodalNetwork, directory: str | Path) -> WarmStar
     return result
 
 
+def load_heads(model: Classifier, directory: str | Path) -> WarmStart:
+    """Takes the heads of a classifier of the same classes; of anything else, nothing.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    directory = model_directory(directory)
+    card, result = read_card(directory), WarmStart()
+    if card.kind != "classifier" or card.classes != model.classes:
+        return result
+    state, own = _read_weights(directory, card), model.state_dict()
+    for name in own:
+        if not name.startswith("network.") and name in state and state[name].shape == own[name].shape:
+            result.loaded.append(name)
+    model.load_state_dict({name: state[name] for name in result.loaded}, strict=False)
+    return result
+
+
 def model_directory(directory: str | Path) -> Path:
     """Returns the model directory itself, given it or a run directory that holds it as ``model``.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
 from crossgate.errors import UserError, nearest
 from crossgate.evaluation import Evaluation, style, training_section, write_report, write_results
@@ -34,6 +35,8 @@ class RunContext:
     tracker: Tracker
     bad_clips: dict[Part, int] = field(default_factory=dict)
     """Part of the data -> clips that could not be decoded when it was last predicted (rank 0 only)."""
+    kept: dict[Part, ClipBatch] = field(default_factory=dict)
+    """Part of the data -> all its clips as features of the frozen encoders, where the run trains on those."""
 
     def splits(self, part: Part) -> tuple[str, ...]:
         """Returns the splits of a part of the data; none where the recipe has none."""

@@ -19,7 +19,7 @@ from crossgate.errors import UserError
 from crossgate.evaluation import Section, read_results, write_report
 from crossgate.evaluation.tables import Table
 from crossgate.progress import progress_bar
-from crossgate.recipe import load_recipe, redacted, with_overrides
+from crossgate.recipe import redacted, with_overrides
 from crossgate.registry.release import ReleasedModel
 from crossgate.runs.compare import compare_models
 from crossgate.runs.context import run_directory
@@ -77,17 +77,11 @@ class Demo:
         if not tasks:
             raise UserError("no task with two classes or more", where=manifest, expected="labels of action or violence")
         pretrained = self._launch("pretrain", recipes.pretrain())
-        with self._step("search", "three gates, one trial each, selected on validation groups"):
-            search_recipe = recipes.search(pretrained, tasks[0])
-            found = self.search(search_recipe)
-            self.say(found.table())
-        gate = found.best()["model.fusion.name"]
-        trials = found.directories("model.fusion.name")
-        winner = load_recipe(trials[gate] / "recipe.yaml")  # trained already: what is left is its one look at test
-        runs = {tasks[0]: self._launch(f"evaluate {tasks[0]}", winner)}
-        for task in tasks[1:]:
-            runs[task] = self._launch(f"fine-tune {task}", recipes.finetune(pretrained, task, gate))
-        self._compare(search_recipe, tasks, trials, runs, gate)
+        runs = {}
+        for task in tasks:
+            gate, trials, settings = self._search(recipes, pretrained, task)
+            runs[task] = self._launch(f"fine-tune {task}", recipes.finetune(trials[gate], task, gate))
+            self._compare(settings, trials, runs[task], gate)
         released = [self._release(task, run) for task, run in runs.items()]
         self._predict(released, manifest)
         return self._report(pretrained, runs, released)
@@ -139,16 +133,23 @@ class Demo:
                     self.say(f"  {name} = {metrics[name]:.3f}")
         return directory
 
-    def _compare(
-        self, recipe: Recipe, tasks: list[str], trials: dict[str, Path], runs: dict[str, Path], gate: str
-    ) -> None:
-        with self._step("compare", "one modality, their mean and each gate on the same test groups"):
-            for task in tasks:
-                models = trials if task == tasks[0] else {gate: runs[task]}
-                changes = {"finetune.task": task, "run.name": f"compare-{task}", "tracking.enabled": False}
-                _, table, section = compare_models(with_overrides(recipe, changes), models)
-                self.sections.append(section)
-                self.say(f"{table.caption}\n{table.text()}\n")
+    def _search(self, recipes: DemoRecipes, pretrained: Path, task: str) -> tuple[str, dict[str, Path], Recipe]:
+        """Returns the chosen gate, the directory of each gate's trial and the recipe."""
+        with self._step(f"search {task}", "three gates on the frozen encoders, selected on validation groups"):
+            recipe = recipes.search(pretrained, task)
+            found = self.search(recipe)
+            self.say(found.table())
+        return found.best()["model.fusion.name"], found.directories("model.fusion.name"), recipe
+
+    def _compare(self, recipe: Recipe, trials: dict[str, Path], tuned: Path, gate: str) -> None:
+        task = recipe.finetune.task
+        with self._step(f"compare {task}", "one modality, their mean and each gate on the same test groups"):
+            changes = {"run.name": f"compare-{task}", "tracking.enabled": False}
+            _, table, section = compare_models(
+                with_overrides(recipe, changes), {**trials, f"{gate}, fine-tuned": tuned}
+            )
+            self.sections.append(section)
+            self.say(f"{table.caption}\n{table.text()}\n")
 
     def _release(self, task: str, run: Path) -> ReleasedModel:
         with self._step(f"release {task}", "into the MLflow registry"):

@@ -10,12 +10,13 @@ from crossgate.config import Recipe
 from crossgate.evaluation import Evaluation, classifier_scores, evaluate_classifier, positive_class
 from crossgate.model.store import ModelCard, save_model
 from crossgate.recipe import recipe_digest
-from crossgate.runs.context import RunContext, open_run
+from crossgate.runs.context import Part, RunContext, open_run
+from crossgate.runs.features import FeatureLoader, keep_features
 from crossgate.runs.predictions import predict_splits
 from crossgate.tasks import build_task
 from crossgate.tasks.finetune import FinetuneTask
 from crossgate.tasks.task import Task
-from crossgate.training.loop import FitResult, Selection, fit
+from crossgate.training.loop import FitResult, Loader, Selection, fit
 
 log = logging.getLogger("crossgate.runs")
 
@@ -74,7 +75,7 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
 
     result = fit(
         task,
-        context.training_loader(),
+        _loader(task, context, measured=heard is None),
         recipe,
         context.directory,
         context.world,
@@ -84,6 +85,23 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
         save_model=lambda task, folder: save_model(folder, task.model, card),
     )
     return task, result
+
+
+def _loader(task: FinetuneTask, context: RunContext, measured: bool) -> Loader:
+    """Clips, or features of the frozen encoders; a run that is not measured does not touch the test split."""
+    recipe, world = context.recipe, context.world
+    if not recipe.finetune.features:
+        return context.training_loader()
+    parts: tuple[Part, ...] = ("train", "val", "test") if measured and recipe.data.test else ("train", "val")
+    keep_features(task.to(world.device).model.network, context, parts)
+    return FeatureLoader(
+        context.kept["train"],
+        recipe.data,
+        seed=recipe.run.seed,
+        rank=world.rank,
+        ranks=world.ranks,
+        micro_batch=recipe.data.global_batch // world.ranks // recipe.engine.accumulation,
+    )
 
 
 def selection_metric(classes: Sequence[str], positive: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from crossgate.batch import ClipBatch
 from crossgate.evaluation import Predictions, collect, concatenate
 from crossgate.runs.context import Part, RunContext
+from crossgate.runs.features import select
 from crossgate.stream.collate import BadClip
 from crossgate.stream.loader import sequential
 from crossgate.tasks.task import Prediction, Task
@@ -29,7 +31,7 @@ def predict_splits(task: Task, run: RunContext, part: Part, limit: int | None = 
         limit: at most so many clips.
     """
     skipped: list[BadClip] = []
-    own = [collect([pair]) for pair in _pairs(task, run, run.splits(part), limit, skipped)]  # clips are let go at once
+    own = [collect([pair]) for pair in _pairs(task, run, part, limit, skipped)]  # clips are let go at once
     parts = run.world.to_leader((concatenate(own) if own else None, len(skipped)))
     if parts is None:
         return None
@@ -38,25 +40,38 @@ def predict_splits(task: Task, run: RunContext, part: Part, limit: int | None = 
 
 
 def _pairs(
-    task: Task, run: RunContext, splits: tuple[str, ...], limit: int | None, skipped: list[BadClip]
+    task: Task, run: RunContext, part: Part, limit: int | None, skipped: list[BadClip]
 ) -> Iterator[tuple[ClipBatch, Prediction]]:
-    world = run.world
-    batches = sequential(
-        run.index,
-        splits,
-        run.recipe.data,
-        batch_size=BATCH,
-        rank=world.rank,
-        ranks=world.ranks,
-        limit=limit,
-        skipped=skipped,
-    )
-    left = rounds(run.index.select(splits).total, world.ranks, limit)
+    world, kept = run.world, run.kept.get(part)
+    if kept is not None:
+        batches, total = _kept(kept, run, limit), len(kept)
+    else:
+        total = run.index.select(run.splits(part)).total
+        batches = sequential(
+            run.index,
+            run.splits(part),
+            run.recipe.data,
+            batch_size=BATCH,
+            rank=world.rank,
+            ranks=world.ranks,
+            limit=limit,
+            skipped=skipped,
+        )
+    left = rounds(total, world.ranks, limit)
     for batch in batches:
         left -= 1
         yield batch, _on_host(task.predict(batch.to(world.device)))
     for _ in range(left):
         task.predict(_nothing(run).to(world.device))
+
+
+def _kept(table: ClipBatch, run: RunContext, limit: int | None) -> Iterator[ClipBatch]:
+    """This rank's share of kept features, cut as `stream.loader.sequential` cuts clips."""
+    count = len(table) if limit is None else min(len(table), limit)
+    rows = np.linspace(0, len(table), count, endpoint=False).astype(np.int64)
+    own = np.array_split(rows, run.world.ranks)[run.world.rank]
+    for start in range(0, len(own), BATCH):
+        yield select(table, own[start : start + BATCH])
 
 
 def rounds(clips: int, ranks: int, limit: int | None) -> int:

@@ -11,7 +11,7 @@ from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
 from crossgate.model.classifier import Classifier, ClassifierOutput
 from crossgate.model.network import MultimodalNetwork
-from crossgate.model.store import WarmStart, load_encoders
+from crossgate.model.store import WarmStart, load_encoders, load_heads
 from crossgate.objectives.classification import cross_entropy
 from crossgate.tasks.task import Prediction, Report, Task, gate_measures, global_means
 
@@ -41,6 +41,7 @@ class FinetuneTask(Task):
         self.warm_start: WarmStart | None = None
         if config.init:
             self.warm_start = load_encoders(network, config.init)
+            self.warm_start.loaded += load_heads(self.model, config.init).loaded
             self.encoder_lr_scale = config.encoder_lr_scale
         if config.freeze:
             network.freeze_encoders()

@@ -1,0 +1,217 @@
+"""Features of frozen encoders: computed once, kept on disk, trained on from memory.
+
+With frozen encoders only gate, fusion and heads learn, so every clip needs to be decoded and encoded once, not once an
+epoch and a trial. A set of features is named by all that it depends on: the encoders' weights, the index, the splits
+and the clip's shape. Runs that name the same folder share it; whoever comes first computes, the others wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from crossgate.batch import ClipBatch
+from crossgate.config import DataConfig
+from crossgate.errors import UserError, writing
+from crossgate.model.network import MultimodalNetwork
+from crossgate.runs.context import Part, RunContext
+from crossgate.stream.loader import sequential
+
+BATCH = 64
+STATE_VERSION = 1
+
+
+def keep_features(network: MultimodalNetwork, run: RunContext, parts: tuple[Part, ...]) -> None:
+    """Puts the features of these parts of the data into `run.kept`, from disk where they are known already.
+
+    Args:
+        network: with frozen encoders, on the run's device.
+        run: `finetune.features` names the folder.
+        parts: not empty.
+
+    Raises:
+        UserError: for features on disk that cannot be read, or a disk that is full.
+    """
+    folder, identity = Path(run.recipe.finetune.features), _identity(network, run)
+    if run.world.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        splits = run.splits(part)
+        name = hashlib.sha256(f"{identity} {','.join(splits)}".encode()).hexdigest()[:16]
+        path = folder / f"{'-'.join(splits)}-{name}.safetensors"
+        with FileLock(f"{path}.lock") if run.world.leads else nullcontext():
+            kept = run.world.from_leader(_read(path) if run.world.leads and path.exists() else None)
+            if kept is None:
+                kept = _joined(run.world.gather(_encoded(network, run, splits)))
+                if run.world.leads:
+                    _write(path, kept)
+        run.kept[part] = kept
+
+
+class FeatureLoader:
+    """Endless batches of kept features; a global batch depends on seed, epoch and step alone, as `ClipLoader`'s.
+
+    Args:
+        table: N clips whose streams are features ``(N, D)``.
+        data: global batch and tail.
+        seed: of the order.
+        rank, ranks: who reads.
+        micro_batch: clips in a batch handed over.
+
+    Raises:
+        UserError: when there are fewer clips than a global batch needs.
+    """
+
+    def __init__(
+        self, table: ClipBatch, data: DataConfig, *, seed: int, rank: int, ranks: int, micro_batch: int
+    ) -> None:
+        self._table, self._batch, self._seed = table, data.global_batch, seed
+        self._share, self._rank, self._micro = data.global_batch // ranks, rank, micro_batch
+        whole, rest = divmod(len(table), data.global_batch)
+        self.steps_per_epoch = whole + (1 if rest and data.tail == "wrap" else 0)
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"{len(table)} clips make no global batch of {data.global_batch}",
+                where="data.global_batch",
+                cure="make it smaller, or set data.tail=wrap",
+            )
+        self._epoch = self._step = self._clips = 0
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        while True:
+            order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._table))
+            order = np.resize(order, self.steps_per_epoch * self._batch)
+            epoch = self._epoch
+            while self._epoch == epoch:
+                start = self._step * self._batch + self._rank * self._share
+                own = order[start : start + self._share]
+                position = divmod(epoch * self.steps_per_epoch + self._step + 1, self.steps_per_epoch)
+                for first in range(0, self._share, self._micro):
+                    if first + self._micro >= self._share:
+                        self._epoch, self._step = position
+                    self._clips += self._micro
+                    yield select(self._table, own[first : first + self._micro])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the next step that was not handed over."""
+        return {"version": STATE_VERSION, "epoch": self._epoch, "step": self._step, "clips": len(self._table)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was taken.
+
+        Raises:
+            UserError: for a state of another loader.
+        """
+        if state.get("version") != STATE_VERSION or state.get("clips") != len(self._table):
+            raise UserError("the checkpoint belongs to other features", cure="start a new run")
+        self._epoch, self._step = int(state["epoch"]), int(state["step"])
+
+    def meters(self) -> dict[str, float]:
+        """Returns running totals of this rank."""
+        return {"data/clips": float(self._clips), "data/wait_s": 0.0}
+
+
+def select(table: ClipBatch, rows: np.ndarray) -> ClipBatch:
+    """Returns some clips of a batch, in the order of `rows`."""
+    at = torch.from_numpy(np.ascontiguousarray(rows))
+    return replace(
+        table,
+        streams={name: stream[at] for name, stream in table.streams.items()},
+        present=table.present[at],
+        group=table.group[at],
+        labels={task: labels[at] for task, labels in table.labels.items()},
+        degraded=table.degraded[at],
+        clip=table.clip[at],
+        keys=[table.keys[row] for row in rows],
+    )
+
+
+# ---- making them -----------------------------------------------------------------------------------------------
+
+
+def _identity(network: MultimodalNetwork, run: RunContext) -> str:
+    digest = hashlib.sha256(run.index.digest.encode())
+    digest.update(run.recipe.data.clip.model_dump_json().encode())
+    for name, tensor in sorted(network.encoders.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encoded(network: MultimodalNetwork, run: RunContext, splits: tuple[str, ...]) -> list[ClipBatch]:
+    """This rank's share of the splits, as features on the host."""
+    batches = sequential(
+        run.index, splits, run.recipe.data, batch_size=BATCH, rank=run.world.rank, ranks=run.world.ranks
+    )
+    found = []
+    for batch in batches:
+        moved = batch.to(run.world.device)
+        with torch.no_grad():
+            features = network.encode(moved.streams, moved.present).float().cpu()  # (B, M, D)
+        streams = {name: features[:, m].contiguous() for m, name in enumerate(network.modalities)}
+        found.append(replace(batch, streams=streams))
+    return found
+
+
+def _joined(shares: list[list[ClipBatch]]) -> ClipBatch:
+    batches = [batch for share in shares for batch in share]
+    if not batches:
+        raise UserError("not one clip could be decoded", cure="run crossgate check on the index")
+    first = batches[0]
+    return replace(
+        first,
+        streams={name: torch.cat([batch.streams[name] for batch in batches]) for name in first.streams},
+        present=torch.cat([batch.present for batch in batches]),
+        group=torch.cat([batch.group for batch in batches]),
+        labels={task: torch.cat([batch.labels[task] for batch in batches]) for task in first.labels},
+        degraded=torch.cat([batch.degraded for batch in batches]),
+        clip=torch.cat([batch.clip for batch in batches]),
+        keys=[key for batch in batches for key in batch.keys],
+    )
+
+
+# ---- keeping them ----------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, table: ClipBatch) -> None:
+    tensors = {f"streams/{name}": stream for name, stream in table.streams.items()}
+    tensors |= {f"labels/{task}": labels for task, labels in table.labels.items()}
+    tensors |= {name: getattr(table, name) for name in ("present", "group", "degraded", "clip")}
+    about = {"modalities": json.dumps(table.modalities), "keys": json.dumps(table.keys)}
+    partial = path.with_suffix(".partial")
+    with writing("features", path):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, about)
+        partial.replace(path)
+
+
+def _read(path: Path) -> ClipBatch:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            about = file.metadata()
+            parts: dict[str, dict[str, torch.Tensor]] = {"streams": {}, "labels": {}}
+            for name in [name for name in tensors if "/" in name]:
+                kind, _, key = name.partition("/")
+                parts[kind][key] = tensors.pop(name)
+            return ClipBatch(
+                modalities=tuple(json.loads(about["modalities"])),
+                keys=json.loads(about["keys"]),
+                streams=parts["streams"],
+                labels=parts["labels"],
+                **tensors,
+            )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"kept features cannot be read ({error})", where=path, cure="delete the file: it is made anew"
+        ) from None
