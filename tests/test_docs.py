@@ -51,7 +51,7 @@ def test_recipes_and_targets_that_are_named_exist(page: Path) -> None:
 def test_ci_runs_the_readmes_own_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     for command in ("make demo", "make test"):
-        assert re.search(rf"^{command}$", script, re.MULTILINE), command
+        assert re.search(rf"^stage {command}$", script, re.MULTILINE), command
 
 
 def test_constraints_pin_what_the_project_names() -> None:

@@ -231,10 +231,10 @@ def _probe_section(
     test: Predictions,
     bootstrap: Bootstrap,
 ) -> None:
-    head = next(row for row in rows if row.features == FUSED and row.probe == "linear_probe")
+    head = next(row for row in rows if row.features == ALL and row.probe == "linear_probe")
     sentence = (
-        f"A linear probe on the frozen fused features names the {task} of {percent(head.accuracy.value)} of "
-        f"{len(test)} test clips from {bootstrap.groups} groups (95 % interval {bounds(head.accuracy)}); the "
+        f"A linear probe on the frozen features of all modalities side by side names the {task} of "
+        f"{percent(head.accuracy.value)} of {len(test)} test clips from {bootstrap.groups} groups (95 % interval {bounds(head.accuracy)}); the "
         f"commonest class gives {percent(chance['majority'])}, guessing {percent(chance['uniform'])}: "
         f"{verdict(head.accuracy, max(chance.values()))}."
     )
