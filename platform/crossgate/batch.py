@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,4 +65,33 @@ class ClipBatch:
             degraded=self.degraded.pin_memory(),
             clip=self.clip.pin_memory(),
             keys=self.keys,
+        )
+
+    def select(self, rows: Tensor | slice) -> ClipBatch:
+        """Returns some of the clips: a slice, or ``(N,)`` int64 positions."""
+        chosen = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
+        return ClipBatch(
+            modalities=self.modalities,
+            streams={name: x[rows] for name, x in self.streams.items()},
+            present=self.present[rows],
+            group=self.group[rows],
+            labels={name: x[rows] for name, x in self.labels.items()},
+            degraded=self.degraded[rows],
+            clip=self.clip[rows],
+            keys=[self.keys[row] for row in chosen] if self.keys else [],
+        )
+
+    @staticmethod
+    def concatenate(batches: Sequence[ClipBatch]) -> ClipBatch:
+        """Returns the clips of one batch or more, of the same modalities and tasks, in one."""
+        first = batches[0]
+        return ClipBatch(
+            modalities=first.modalities,
+            streams={name: torch.cat([batch.streams[name] for batch in batches]) for name in first.streams},
+            present=torch.cat([batch.present for batch in batches]),
+            group=torch.cat([batch.group for batch in batches]),
+            labels={name: torch.cat([batch.labels[name] for batch in batches]) for name in first.labels},
+            degraded=torch.cat([batch.degraded for batch in batches]),
+            clip=torch.cat([batch.clip for batch in batches]),
+            keys=[key for batch in batches for key in batch.keys],
         )

@@ -5,7 +5,6 @@ Run as ``python ranks_worker.py FOLDER``; also imported for the single-process a
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from pathlib import Path
 
@@ -61,27 +60,8 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
     }
 
 
-def start(output: Path) -> None:
-    """Runs 2 and then 4 ranks, forked so that the imports are paid once, and leaves RANKS-RANK.pt in the folder."""
-    for ranks in (2, 4):
-        context = multiprocessing.get_context("fork")
-        processes = [context.Process(target=run, args=(rank, ranks, output)) for rank in range(ranks)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            sys.exit(f"a rank of {ranks} failed")
-
-
-def run(rank: int, ranks: int, output: Path) -> None:
-    """One rank."""
-    rendezvous = f"file://{output / f'rendezvous-{ranks}'}"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
-    torch.save(solve(rank, ranks), output / f"{ranks}-{rank}.pt")
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    start(Path(sys.argv[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from gloo_ranks import start
+
+    start(solve, Path(sys.argv[1]))

@@ -5,7 +5,6 @@ Run as ``python ranks_worker.py FOLDER``; `recipe` and `clips` serve the other t
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,24 +57,11 @@ def clips(config: Recipe, count: int = CLIPS) -> ClipBatch:
     )
 
 
-def rows(batch: ClipBatch, keep: slice | Tensor) -> ClipBatch:
-    """Returns some clips of a batch."""
-    return ClipBatch(
-        modalities=batch.modalities,
-        streams={name: stream[keep] for name, stream in batch.streams.items()},
-        present=batch.present[keep],
-        group=batch.group[keep],
-        labels={name: labels[keep] for name, labels in batch.labels.items()},
-        degraded=batch.degraded[keep],
-        clip=batch.clip[keep],
-    )
-
-
 def solve(kind: str, rank: int, ranks: int) -> dict[str, Tensor]:
     """Returns loss, report and gradients (averaged over ranks as a trainer does) in fp64."""
     config = recipe(kind, fusion={"modality_dropout": 0.3})
     task: Task = build_task(config, VOCABULARIES).double()
-    batch = rows(clips(config), slice(rank * CLIPS // ranks, (rank + 1) * CLIPS // ranks))
+    batch = clips(config).select(slice(rank * CLIPS // ranks, (rank + 1) * CLIPS // ranks))
     batch.streams = {name: stream.double() for name, stream in batch.streams.items()}
     loss, report = task(batch)
     loss.backward()
@@ -88,27 +74,13 @@ def solve(kind: str, rank: int, ranks: int) -> dict[str, Tensor]:
     return found
 
 
-def start(output: Path) -> None:
-    """Runs 2 and then 4 ranks, forked so that the imports are paid once, and leaves RANKS-RANK.pt in the folder."""
-    for ranks in (2, 4):
-        context = multiprocessing.get_context("fork")
-        processes = [context.Process(target=run, args=(rank, ranks, output)) for rank in range(ranks)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            sys.exit(f"a rank of {ranks} failed")
-
-
-def run(rank: int, ranks: int, output: Path) -> None:
-    """One rank."""
-    rendezvous = f"file://{output / f'rendezvous-{ranks}'}"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
-    torch.save({kind: solve(kind, rank, ranks) for kind in ("pretrain", "finetune")}, output / f"{ranks}-{rank}.pt")
-    dist.destroy_process_group()
+def solve_both(rank: int, ranks: int) -> dict[str, dict[str, Tensor]]:
+    """Both kinds of task in one process group."""
+    return {kind: solve(kind, rank, ranks) for kind in ("pretrain", "finetune")}
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    start(Path(sys.argv[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from gloo_ranks import start
+
+    start(solve_both, Path(sys.argv[1]))

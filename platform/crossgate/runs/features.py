@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +101,7 @@ class FeatureLoader:
                     if first + self._micro >= self._share:
                         self._epoch, self._step = position
                     self._clips += self._micro
-                    yield select(self._table, own[first : first + self._micro])
+                    yield self._table.select(torch.from_numpy(own[first : first + self._micro]))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the next step that was not handed over."""
@@ -117,24 +117,12 @@ class FeatureLoader:
             raise UserError("the checkpoint belongs to other features", cure="start a new run")
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
+    def settle(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Agrees on nothing: no clip is decoded here."""
+
     def meters(self) -> dict[str, float]:
         """Returns running totals of this rank."""
         return {"data/clips": float(self._clips), "data/wait_s": 0.0}
-
-
-def select(table: ClipBatch, rows: np.ndarray) -> ClipBatch:
-    """Returns some clips of a batch, in the order of `rows`."""
-    at = torch.from_numpy(np.ascontiguousarray(rows))
-    return replace(
-        table,
-        streams={name: stream[at] for name, stream in table.streams.items()},
-        present=table.present[at],
-        group=table.group[at],
-        labels={task: labels[at] for task, labels in table.labels.items()},
-        degraded=table.degraded[at],
-        clip=table.clip[at],
-        keys=[table.keys[row] for row in rows],
-    )
 
 
 # ---- making them -----------------------------------------------------------------------------------------------
@@ -168,17 +156,7 @@ def _joined(shares: list[list[ClipBatch]]) -> ClipBatch:
     batches = [batch for share in shares for batch in share]
     if not batches:
         raise UserError("not one clip could be decoded", cure="run crossgate check on the index")
-    first = batches[0]
-    return replace(
-        first,
-        streams={name: torch.cat([batch.streams[name] for batch in batches]) for name in first.streams},
-        present=torch.cat([batch.present for batch in batches]),
-        group=torch.cat([batch.group for batch in batches]),
-        labels={task: torch.cat([batch.labels[task] for batch in batches]) for task in first.labels},
-        degraded=torch.cat([batch.degraded for batch in batches]),
-        clip=torch.cat([batch.clip for batch in batches]),
-        keys=[key for batch in batches for key in batch.keys],
-    )
+    return ClipBatch.concatenate(batches)
 
 
 # ---- keeping them ----------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import torch
 from crossgate.batch import ClipBatch
 from crossgate.evaluation import Predictions, collect, concatenate
 from crossgate.runs.context import Part, RunContext
-from crossgate.runs.features import select
 from crossgate.stream.collate import BadClip
 from crossgate.stream.loader import sequential
 from crossgate.tasks.task import Prediction, Task
@@ -71,7 +70,7 @@ def _kept(table: ClipBatch, run: RunContext, limit: int | None) -> Iterator[Clip
     rows = np.linspace(0, len(table), count, endpoint=False).astype(np.int64)
     own = np.array_split(rows, run.world.ranks)[run.world.rank]
     for start in range(0, len(own), BATCH):
-        yield select(table, own[start : start + BATCH])
+        yield table.select(torch.from_numpy(own[start : start + BATCH]))
 
 
 def rounds(clips: int, ranks: int, limit: int | None) -> int:
