@@ -117,6 +117,9 @@ class TinyLoader:
     def load_state_dict(self, state) -> None:
         self.done = state["epoch"] * self.steps_per_epoch + state["step"]
 
+    def settle(self, gather) -> None:
+        pass
+
     def meters(self) -> dict[str, float]:
         return {"skipped": 0.0}
 

@@ -4,7 +4,7 @@ Field docstrings are the documentation: ``crossgate explain`` prints them.
 """
 
 from crossgate.config.base import Config, Count, Fraction, Positive
-from crossgate.config.data import AugmentConfig, ClipConfig, DataConfig
+from crossgate.config.data import AugmentConfig, CacheConfig, ClipConfig, DataConfig
 from crossgate.config.model import EncoderConfig, FusionConfig, ModelConfig
 from crossgate.config.results import EvaluationConfig, ReleaseConfig, SearchConfig
 from crossgate.config.tasks import FinetuneConfig, PretrainConfig
@@ -13,6 +13,7 @@ from crossgate.config.tree import Kind, Recipe, RunConfig
 
 __all__ = [
     "AugmentConfig",
+    "CacheConfig",
     "ClipConfig",
     "ClusterConfig",
     "Config",

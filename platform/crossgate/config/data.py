@@ -64,6 +64,15 @@ class AugmentConfig(Config):
     """Largest share of mel bins and of time steps that a SpecAugment mask covers."""
 
 
+class CacheConfig(Config):
+    """Whole shards of a remote store, kept on a local disk for all processes of a machine."""
+
+    folder: str = ""
+    """Folder on a local disk, made if need be (empty: no cache). Nothing else should lie in it."""
+    size_gb: Annotated[float, Field(gt=0)] = 100.0
+    """What the folder may take, in 10⁹ bytes; the least recently used shards make room."""
+
+
 class DataConfig(Config):
     """Where clips come from and how they form global batches."""
 
@@ -89,3 +98,5 @@ class DataConfig(Config):
     """Batches that a worker decodes ahead."""
     max_bad_clips: Count = 100
     """Corrupt clips that are skipped before the run stops."""
+    cache: CacheConfig = CacheConfig()
+    """Where shards of a remote store are kept (local shards are read in place)."""

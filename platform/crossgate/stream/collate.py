@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from crossgate.batch import ClipBatch
-from crossgate.config import AugmentConfig, ClipConfig
+from crossgate.config import AugmentConfig, CacheConfig, ClipConfig
 from crossgate.errors import UserError
 from crossgate.stream.index import Index
 from crossgate.stream.plan import Unit
@@ -46,13 +46,14 @@ class Outcome:
     """What a worker hands over: a batch with its account, or the error that stops the run."""
 
     batch: ClipBatch | None = None
-    bytes: int = 0
     bad: list[BadClip] = field(default_factory=list)
+    traffic: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     error: UserError | None = None
 
     def pin_memory(self) -> Outcome:
         """Returns it with the batch in page-locked memory."""
-        return Outcome(self.batch and self.batch.pin_memory(), self.bytes, self.bad, self.error)
+        return replace(self, batch=self.batch and self.batch.pin_memory())
 
 
 class Collator:
@@ -64,21 +65,30 @@ class Collator:
         augment: None for evaluation.
         seed: of the run; a clip's own seed is a function of it, the clip's ordinal and the epoch.
         decode: the codec.
+        cache: where whole shards of a remote store are kept.
     """
 
     def __init__(
-        self, index: Index, clip: ClipConfig, augment: AugmentConfig | None, seed: int, decode: Decode
+        self,
+        index: Index,
+        clip: ClipConfig,
+        augment: AugmentConfig | None,
+        seed: int,
+        decode: Decode,
+        cache: CacheConfig | None = None,
     ) -> None:
         self.index, self.clip, self.augment, self.seed, self.decode = index, clip, augment, seed, decode
-        self.reader = ClipReader(index, clip.modalities)
+        self.reader = ClipReader(index, clip.modalities, cache)
 
-    def fetch(self, unit: Unit) -> tuple[list[FetchedClip], int]:
-        """Reads a unit's clips; returns them and how many bytes that took."""
-        before = self.reader.bytes
-        clips = self.reader.fetch(unit.shards, unit.rows)
-        return clips, self.reader.bytes - before
+    def fetch(self, unit: Unit) -> list[FetchedClip]:
+        """Reads a unit's clips; several threads may."""
+        return self.reader.fetch(unit.shards, unit.rows)
 
-    def collate(self, clips: list[FetchedClip], epoch: int, read: int = 0) -> Outcome:
+    def close(self) -> None:
+        """Ends the reader's threads."""
+        self.reader.close()
+
+    def collate(self, clips: list[FetchedClip], epoch: int) -> Outcome:
         """Decodes clips into one batch.
 
         A clip that cannot be decoded keeps its row, with every modality absent and every label -1, so that all ranks
@@ -95,7 +105,8 @@ class Collator:
                     stream[row] = 0
                 for labels in batch.labels.values():
                     labels[row] = -1
-        return Outcome(batch, read, bad)
+        notes = list(self.reader.cache.notes) if self.reader.cache else []
+        return Outcome(batch, bad, self.reader.traffic(), notes)
 
     def _empty(self, clips: list[FetchedClip]) -> ClipBatch:
         size, names = len(clips), self.clip.modalities

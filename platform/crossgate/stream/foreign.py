@@ -111,14 +111,16 @@ def _index_tar(store: Store, home: Store, name: str) -> ShardEntry:
             expected="one split a tar",
         )
     records = [record for record, _ in found]
+    about = store.stat(name)
     entry = ShardEntry(
         name=name,
         split=splits[0] if splits else "train",
         clips=len(records),
-        bytes=store.size(name),
+        bytes=about.size,
         sha256="",
         layout=layout_digest(records),
         modalities=count_modalities(records),
+        etag=about.etag,
     )
     write_sidecar(home, entry, records)
     return entry

@@ -30,7 +30,7 @@ _SCHEMA = pa.schema(
     [("name", pa.string()), ("split", pa.string()), ("clips", pa.int64()), ("bytes", pa.int64())]
     + [("sha256", pa.string()), ("layout", pa.string())]
     + [(f"clips_{name}", pa.int64()) for name in MODALITIES]
-    + [("settings", pa.string())]
+    + [("settings", pa.string()), ("etag", pa.string())]
 )
 
 
@@ -151,6 +151,16 @@ class Index:
     def first(self) -> np.ndarray:
         """``(shards,)`` ordinal of each shard's first clip."""
         return np.cumsum(self.clips) - self.clips
+
+    def sha256(self, shard: int) -> str:
+        """Returns the digest of a shard's bytes; empty for tars that others wrote."""
+        return self.table.column("sha256")[shard].as_py()
+
+    def etag(self, shard: int) -> str:
+        """Returns the store's tag of a shard's content; empty where it gave none, or the folder is a copy by now."""
+        if self.header.get("etags_of") != self.store.url:
+            return ""
+        return self.table.column("etag")[shard].as_py()
 
     def summary(self) -> str:
         """Returns what is here in a few lines for a person."""
@@ -283,6 +293,8 @@ def write_index(
         "vocabularies": _vocabularies(seen, vocabularies or {}, store),
         "settings": dict(settings or {}),
     }
+    if any(entry.etag for entry in whole):
+        header["etags_of"] = store.url  # a copy elsewhere has the same bytes and other tags
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     home.put("shards.parquet", buffer.getvalue())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -14,14 +15,17 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from crossgate import environment
 from crossgate.batch import ClipBatch
-from crossgate.config import AugmentConfig, ClipConfig, DataConfig
+from crossgate.config import AugmentConfig, DataConfig
 from crossgate.errors import UserError
 from crossgate.stream.collate import BadClip, Collator, Decode, Outcome, default_decode
 from crossgate.stream.index import Index
 from crossgate.stream.plan import EvaluationPlan, TrainingPlan, Unit
 from crossgate.stream.processes import worker_context
+from crossgate.stream.reader import FetchedClip
 
 STATE_VERSION = 1
+AHEAD = 4
+"""Batches of a process that travel from a remote store while another one is decoded."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +70,10 @@ class ClipLoader:
             parts=self._parts,
         )
         augment = data.augment if data.augment.enabled else None
-        self._dataset = _Units(index, self._plan, data.clip, augment, seed, decode)
+        self._dataset = _Units(index, self._plan, data, augment, seed, decode)
         self._data = data
-        self._account = _Account(data.max_bad_clips)
+        self._account = _Account(data.max_bad_clips, alone=ranks == 1)
+        self._rank = rank
         self._epoch = self._step = 0
         self._identity = {
             "digest": selection.digest,
@@ -91,7 +96,8 @@ class ClipLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the trainer is: the next step it has not been handed, whatever was decoded ahead."""
-        return {"version": STATE_VERSION, "epoch": self._epoch, "step": self._step, **self._identity}
+        where = {"version": STATE_VERSION, "epoch": self._epoch, "step": self._step, **self._identity}
+        return where | {"bad_clips": sorted(self._account.agreed)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where `state_dict` was taken, by any number of ranks and workers; the next ``iter`` starts there.
@@ -109,14 +115,31 @@ class ClipLoader:
                     cure="resume with the settings and shards that the run began with, or start a new run",
                 )
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
+        self._account.agreed.update(state.get("bad_clips", ()))
+
+    def settle(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Lets all ranks agree on the clips that were skipped; every rank calls it after the same step.
+
+        Args:
+            gather: takes this rank's item and returns every rank's, in the order of ranks.
+
+        Raises:
+            UserError: on every rank alike, when more than `data.max_bad_clips` were skipped over all ranks.
+        """
+        for rank, part in enumerate(gather(self._account.unsettled())):
+            self._account.settle(part, tell=self._rank == 0 and rank != 0)
+        self._account.enforce()
 
     def meters(self) -> dict[str, float]:
-        """Returns running totals of this rank: clips, bytes, bad clips, seconds that the trainer waited."""
+        """Returns running totals of this rank: clips, bytes from store and cache, retries, seconds waited, bad clips.
+
+        Bad clips are those of all ranks, as far as `settle` knows them.
+        """
         return self._account.meters()
 
     @property
     def bad_clips(self) -> list[BadClip]:
-        """Clips that were skipped, each once."""
+        """Clips that were skipped, each once: this rank's, and those of others that `settle` brought."""
         return list(self._account.bad.values())
 
 
@@ -149,7 +172,7 @@ def sequential(
     """
     selection = index.select(splits)  # a modality that no clip of the split has is absent in all of them
     plan = EvaluationPlan(selection, batch_size=batch_size, rank=rank, ranks=ranks, limit=limit)
-    units = _Units(index, plan, data.clip, None, 0, decode)
+    units = _Units(index, plan, data, None, 0, decode)
     return _batches(units, data, _Account(data.max_bad_clips, skipped))
 
 
@@ -160,13 +183,13 @@ class _Units(IterableDataset):
         self,
         index: Index,
         plan: TrainingPlan | EvaluationPlan,
-        clip: ClipConfig,
+        data: DataConfig,
         augment: AugmentConfig | None,
         seed: int,
         decode: Decode | None,
     ) -> None:
         self.index, self.plan, self.start = index, plan, 0
-        self._collator = (clip, augment, seed, decode)
+        self._collator = (data.clip, augment, seed, decode, data.cache)
 
     def starting_at(self, start: int) -> _Units:
         """Sets the first unit."""
@@ -176,14 +199,16 @@ class _Units(IterableDataset):
     def __iter__(self) -> Iterator[Outcome]:
         worker = get_worker_info()
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        clip, augment, seed, decode = self._collator
-        collator = Collator(self.index, clip, augment, seed, decode or default_decode())
+        clip, augment, seed, decode, cache = self._collator
+        collator = Collator(self.index, clip, augment, seed, decode or default_decode(), cache)
         units = self._units(self.start + number, stride)
         try:
-            for unit, (clips, read) in _ahead(collator, units, not self.index.store.local):
-                yield collator.collate(clips, unit.epoch, read)
+            for unit, clips in _ahead(collator, units, 0 if self.index.store.local else AHEAD):
+                yield collator.collate(clips, unit.epoch)
         except UserError as error:  # as a value: DataLoader would rebuild it from the text of a stack trace
             yield Outcome(error=error)
+        finally:
+            collator.close()
 
     def _units(self, number: int, stride: int) -> Iterator[Unit]:
         while True:
@@ -195,12 +220,21 @@ class _Units(IterableDataset):
 
 
 class _Account:
-    """What was read, what was bad, and when that is too much."""
+    """What was read, what was bad, and when that is too much.
 
-    def __init__(self, limit: int, skipped: list[BadClip] | None = None) -> None:
-        self.limit, self.clips, self.bytes, self.waited = limit, 0, 0, 0.0
+    Args:
+        limit: of bad clips.
+        skipped: gets them too.
+        alone: nobody else has to agree before the limit stops this process.
+    """
+
+    def __init__(self, limit: int, skipped: list[BadClip] | None = None, *, alone: bool = True) -> None:
+        self.limit, self.alone, self.clips, self.waited = limit, alone, 0, 0.0
         self.skipped = skipped if skipped is not None else []
         self.bad: dict[int, BadClip] = {}
+        self.agreed: set[int] = set()
+        self._traffic: Counter[str] = Counter(dict.fromkeys(("read_bytes", "cache_bytes", "kept_bytes", "retries"), 0))
+        self._told: set[str] = set()
 
     def add(self, outcome: Outcome, waited: float) -> ClipBatch:
         """Books an outcome and returns its batch."""
@@ -209,27 +243,51 @@ class _Account:
             raise outcome.error
         assert outcome.batch is not None
         self.clips += len(outcome.batch)
-        self.bytes += outcome.bytes
+        self._traffic.update(outcome.traffic)
+        for note in outcome.notes:
+            if note not in self._told:
+                self._told.add(note)
+                _log.warning("%s", note)
         for bad in outcome.bad:
-            if bad.clip not in self.bad:
-                self.bad[bad.clip] = bad
-                self.skipped.append(bad)
-                _log.warning("skipped %s", bad)
-            if len(self.bad) > self.limit:
-                raise UserError(
-                    f"more than {self.limit} clips cannot be used; the last one is {bad}",
-                    where="data.max_bad_clips",
-                    cure="run crossgate check on the index, or raise the limit",
-                )
+            self._note(bad, tell=True)
+        if self.alone:
+            self.enforce()
         return outcome.batch
+
+    def unsettled(self) -> list[BadClip]:
+        """Returns the bad clips that other ranks do not know of."""
+        return [bad for clip, bad in self.bad.items() if clip not in self.agreed]
+
+    def settle(self, found: list[BadClip], *, tell: bool) -> None:
+        """Takes over what one of the ranks found."""
+        for bad in found:
+            self._note(bad, tell=tell)
+            self.agreed.add(bad.clip)
+
+    def enforce(self) -> None:
+        """Stops the run when there are too many."""
+        if len(self.bad.keys() | self.agreed) > self.limit:
+            one = f", {self.bad[max(self.bad)]} for one" if self.bad else ""
+            raise UserError(
+                f"more than {self.limit} clips cannot be used{one}",
+                where="data.max_bad_clips",
+                cure="run crossgate check on the index, or raise the limit",
+            )
 
     def meters(self) -> dict[str, float]:
         return {
             "data/clips": float(self.clips),
-            "data/read_bytes": float(self.bytes),
-            "data/bad_clips": float(len(self.bad)),
+            **{f"data/{name}": float(value) for name, value in self._traffic.items()},
+            "data/bad_clips": float(len(self.bad.keys() | self.agreed)),
             "data/wait_s": self.waited,
         }
+
+    def _note(self, bad: BadClip, *, tell: bool) -> None:
+        if bad.clip not in self.bad:
+            self.bad[bad.clip] = bad
+            self.skipped.append(bad)
+            if tell:
+                _log.warning("skipped %s", bad)
 
 
 def _batches(units: _Units, data: DataConfig, account: _Account) -> Iterator[ClipBatch]:
@@ -263,20 +321,26 @@ def _batches(units: _Units, data: DataConfig, account: _Account) -> Iterator[Cli
         yield account.add(outcome, time.perf_counter() - before)
 
 
-def _ahead(collator: Collator, units: Iterator[Unit], remote: bool) -> Iterator[tuple[Unit, tuple]]:
-    """Fetches units; from a remote store the next one travels while this one is decoded."""
-    if not remote:
+def _ahead(collator: Collator, units: Iterator[Unit], depth: int) -> Iterator[tuple[Unit, list[FetchedClip]]]:
+    """Fetches units; so many more travel, all at the same time, while one is decoded and used."""
+    if not depth:
         yield from ((unit, collator.fetch(unit)) for unit in units)
         return
-    with ThreadPoolExecutor(1, "read-ahead") as pool:
-        waiting = None
+    pool = ThreadPoolExecutor(depth, "read-ahead")
+    coming: deque[tuple[Unit, Future[list[FetchedClip]]]] = deque()
+    try:
         for unit in units:
-            coming = (unit, pool.submit(collator.fetch, unit))
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+            coming.append((unit, pool.submit(collator.fetch, unit)))
+            if len(coming) > depth:
+                yield _arrived(*coming.popleft())
+        while coming:
+            yield _arrived(*coming.popleft())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _arrived(unit: Unit, clips: Future[list[FetchedClip]]) -> tuple[Unit, list[FetchedClip]]:
+    return unit, clips.result()
 
 
 def _begin(values: dict[str, str], worker: int) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from crossgate.config import CacheConfig
 from crossgate.errors import UserError
 from crossgate.modality import MODALITIES, ordered
+from crossgate.stream.cache import RemoteShard, ShardCache, ShardChanged
 from crossgate.stream.index import Index, Selection
 from crossgate.stream.sidecar import Sidecar
 
@@ -20,6 +24,10 @@ MAX_CLIP_BYTES = 256 << 20
 _SIDECAR_BYTES = 128 << 20
 _FILES = 128
 _LOCAL_GAP, _REMOTE_GAP = 4 << 10, 64 << 10  # bytes that cost less than another read
+_THREADS = 16
+
+Range = tuple[int, int, int]
+"""Shard, start, end."""
 
 
 @dataclass
@@ -47,27 +55,51 @@ class FetchedClip:
 
 
 class ClipReader:
-    """Reads clips of one index, for one process.
+    """Reads clips of one index, for one process; `fetch` may be called by several threads.
 
     Args:
         index: where they are.
         modalities: members of other modalities are not read.
+        cache: where whole shards of a remote store are kept.
     """
 
-    def __init__(self, index: Index, modalities: Sequence[str]) -> None:
+    def __init__(self, index: Index, modalities: Sequence[str], cache: CacheConfig | None = None) -> None:
         self.index = index
         self.modalities = ordered(modalities)
-        self.bytes = 0
+        self.cache: ShardCache | None = None
+        if cache is not None and cache.folder and not index.store.local:
+            self.cache = ShardCache(cache.folder, int(cache.size_gb * 1e9))
         self._unread = MODALITIES.keys() - set(modalities)
         self._columns = [list(MODALITIES).index(m) for m in self.modalities]
         self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
         self._sidecar_bytes = 0
         self._files: OrderedDict[int, int] = OrderedDict()
         self._checked: set[int] = set()
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._bytes = {"read_bytes": 0, "cache_bytes": 0}
+        self._reported: dict[str, int] = {}
 
     def __del__(self) -> None:
         for file in getattr(self, "_files", {}).values():
             os.close(file)
+
+    def close(self) -> None:
+        """Ends the threads; what they read is lost."""
+        if self.cache is not None:
+            self.cache.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def traffic(self) -> dict[str, int]:
+        """Returns what happened since the last call: bytes from the store, from the cache, into it, and retries."""
+        totals = self._bytes | {
+            "kept_bytes": self.cache.fetched if self.cache else 0,
+            "retries": self.index.store.retries,
+        }
+        new = {name: value - self._reported.get(name, 0) for name, value in totals.items()}
+        self._reported = totals
+        return new
 
     def fetch(self, shards: np.ndarray, rows: np.ndarray) -> list[FetchedClip]:
         """Returns clips, in the order asked for.
@@ -79,10 +111,14 @@ class ClipReader:
         Raises:
             UserError: when a shard cannot be read, or is not the one that was indexed.
         """
-        clips, ranges, owners = [], [], []
+        clips: list[FetchedClip] = []
+        ranges: list[Range] = []
+        owners = []
         gap = _LOCAL_GAP if self.index.store.local else _REMOTE_GAP
-        for shard, row in zip(shards.tolist(), rows.tolist()):
-            clip, members = self._describe(shard, row)
+        with self._lock:
+            self._look_ahead(shards)
+            described = [self._describe(*place) for place in zip(shards.tolist(), rows.tolist())]
+        for shard, (clip, members) in zip(shards.tolist(), described):
             if sum(size for _, size in members.values()) > MAX_CLIP_BYTES:
                 clip.error = f"longer than {MAX_CLIP_BYTES >> 20} MiB"
             else:
@@ -100,7 +136,16 @@ class ClipReader:
         if shard in self._sidecars:
             self._sidecars.move_to_end(shard)
             return self._sidecars[shard]
-        sidecar = self.index.sidecar(shard)
+        return self._keep(shard, self.index.sidecar(shard))
+
+    def _look_ahead(self, shards: np.ndarray) -> None:
+        """Reads the sidecars that are missing, several at a time where each costs a way to the store and back."""
+        missing = [shard for shard in np.unique(shards).tolist() if shard not in self._sidecars]
+        if len(missing) > 1 and not self.index.home.local:
+            for shard, sidecar in zip(missing, self._threads().map(self.index.sidecar, missing)):
+                self._keep(shard, sidecar)
+
+    def _keep(self, shard: int, sidecar: Sidecar) -> Sidecar:
         if len(sidecar) != self.index.clips[shard]:
             raise UserError(
                 f"the sidecar names {len(sidecar)} clips, the index {self.index.clips[shard]}",
@@ -129,14 +174,55 @@ class ClipReader:
 
     # ---- bytes ---------------------------------------------------------------------------------------------------
 
-    def _read(self, ranges: list[tuple[int, int, int]]) -> list[bytes]:
-        self.bytes += sum(end - start for _, start, end in ranges)
+    def _read(self, ranges: list[Range]) -> list[bytes]:
         if self.index.store.local:
+            self._bytes["read_bytes"] += sum(end - start for _, start, end in ranges)
             return [self._pread(*item) for item in ranges]
-        for shard in {shard for shard, _, _ in ranges} - self._checked:
-            self._compare(shard, self.index.store.size(self.index.names[shard]))
+        found = self._read_cached(ranges) if self.cache else {}
+        missing = [item for item in ranges if item not in found]
+        self._check({shard for shard, _, _ in missing})
+        got = self.index.store.read_ranges([(self.index.names[s], start, end) for s, start, end in missing])
+        self._bytes["read_bytes"] += sum(map(len, got))
+        found |= zip(missing, got)
+        return [found[item] for item in ranges]
+
+    def _read_cached(self, ranges: list[Range]) -> dict[Range, bytes]:
+        """Returns what the cache has, and asks it for the shards that it has not."""
+        assert self.cache is not None
+        found: dict[Range, bytes] = {}
+        by_shard: dict[int, list[Range]] = defaultdict(list)
+        for item in ranges:
+            by_shard[item[0]].append(item)
+        for shard, items in by_shard.items():
+            remote = self._remote(shard)
+            got = self.cache.read(remote, [(start, end) for _, start, end in items])
+            if got is None:
+                self._check([shard])
+                self.cache.want(remote)
+            else:
+                found |= zip(items, got)
+        self._bytes["cache_bytes"] += sum(map(len, found.values()))
+        return found
+
+    def _remote(self, shard: int) -> RemoteShard:
+        index = self.index
+        identity = index.etag(shard) or index.table.column("layout")[shard].as_py()
+        return RemoteShard(index.store, index.names[shard], int(index.bytes[shard]), index.sha256(shard), identity)
+
+    def _check(self, shards: Iterable[int]) -> None:
+        """Compares length and tag of shards that this process meets for the first time."""
+        new = [shard for shard in shards if shard not in self._checked]
+        for shard, found in zip(new, self._threads().map(lambda s: self.index.store.stat(self.index.names[s]), new)):
+            self._compare(shard, found.size)
+            known = self.index.etag(shard)
+            if known and found.etag and known != found.etag:
+                raise ShardChanged(self.index.store.path(self.index.names[shard]), f"ETag {found.etag}, not {known}")
             self._checked.add(shard)
-        return self.index.store.read_ranges([(self.index.names[s], start, end) for s, start, end in ranges])
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_THREADS, "clip-reader")
+        return self._pool
 
     def _pread(self, shard: int, start: int, end: int) -> bytes:
         try:
@@ -162,11 +248,8 @@ class ClipReader:
 
     def _compare(self, shard: int, size: int) -> None:
         if size != self.index.bytes[shard]:
-            raise UserError(
-                f"the shard changed since it was indexed: {size} bytes instead of {self.index.bytes[shard]}",
-                where=self.index.store.path(self.index.names[shard]),
-                cure="run crossgate check, then pack or index again",
-            )
+            where = self.index.store.path(self.index.names[shard])
+            raise ShardChanged(where, f"{size} bytes instead of {self.index.bytes[shard]}")
 
 
 def read_clips(index: Index, selection: Selection, places: np.ndarray) -> list[dict[str, bytes]]:

@@ -117,6 +117,7 @@ class ShardWriter(AbstractContextManager):
                 layout=layout_digest(self._records),
                 modalities=count_modalities(self._records),
                 settings=self.settings,
+                etag=self.store.stat(self.name).etag,
             )
             write_sidecar(self.store, self.entry, self._records)
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -55,6 +55,7 @@ class ShardEntry:
         layout: SHA-256 over names, offsets and sizes of the members.
         modalities: modality -> clips that have it.
         settings: digest of the settings that made the shard, empty if unknown.
+        etag: the store's tag of the tar's content, empty where it gives none.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ShardEntry:
     layout: str
     modalities: dict[str, int]
     settings: str = ""
+    etag: str = ""
 
 
 def group_hash(name: str) -> int:
@@ -125,7 +127,8 @@ def finished_shard(store: Store, name: str) -> ShardEntry | None:
         entry = ShardEntry(**json.loads(metadata[_META]))
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
         return None
-    return entry if entry.name == name and store.size(name) == entry.bytes else None
+    found = store.stat(name)
+    return replace(entry, etag=found.etag) if (entry.name, entry.bytes) == (name, found.size) else None
 
 
 class Sidecar:

@@ -14,26 +14,38 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from crossgate.errors import UserError
 
 DEADLINE = 60.0
 """Seconds after which a request that keeps failing is given up."""
 
+PATIENCE = 10.0
+"""Seconds without a byte after which a request counts as failed."""
+PIECE = 4 << 20
+"""Bytes asked for in one request at most: a body that breaks off is fetched again from its last whole piece on."""
+
 _SCHEMES = ("file", "s3", "http", "https")
-_OPTIONS = {  # what fails is tried again here, under one deadline, rather than in three layers at once
-    "s3": {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 10, "read_timeout": 20}},
-}
+_CONNECTIONS = 32
 _PARTIAL = ".partial-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)
 _REMOTE_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3")
+_PASSING_STATUS = (408, 409, 425, 429)  # of the 4xx, those that another try may mend
+_PASSING_CODES = ("IncompleteBody", "BadDigest", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch")
 
 T = TypeVar("T")
+
+
+class FileStat(NamedTuple):
+    """Length in bytes of a file, and the tag that a store gives its content (empty where it gives none)."""
+
+    size: int
+    etag: str
 
 
 class Store:
@@ -53,6 +65,8 @@ class Store:
             raise UserError("storage of this kind is not read", where=text, expected=f"a path or {_SCHEMES[1:]} URL")
         self.local = scheme == "file"
         self.url = os.path.abspath(text.removeprefix("file://")) if self.local else text.rstrip("/")
+        self.retries = 0
+        """Requests repeated by this process so far."""
         self._fs: Any = None
 
     def __repr__(self) -> str:
@@ -66,7 +80,8 @@ class Store:
         """The fsspec file system, opened on first use in each process; it lists anew each time: others write too."""
         if self._fs is None:
             scheme = "file" if self.local else self.url.split("://", 1)[0]
-            self._fs = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
+            self._fs = fsspec.filesystem(scheme, use_listings_cache=False, **_options(scheme))
+            self._fs.retries = 1  # what fails is tried again here, under one deadline, not in three layers at once
         return self._fs
 
     def path(self, name: str) -> str:
@@ -87,28 +102,38 @@ class Store:
         return self.read_ranges([(name, start, end)])[0]
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Returns several ranges ``(name, start, end)``, fetched at the same time where the store is remote."""
-        found: list[bytes | None] = [None] * len(ranges)
+        """Returns several ranges ``(name, start, end)``, fetched at the same time where the store is remote.
+
+        A range that breaks off goes on from its last whole `PIECE`; ranges that came are not asked for again.
+        """
+        pieces = [
+            (i, at, min(at + PIECE, end)) for i, (_, start, end) in enumerate(ranges) for at in range(start, end, PIECE)
+        ]
+        found: list[bytes | None] = [None] * len(pieces)
 
         def fetch() -> None:
-            todo = [i for i, data in enumerate(found) if data is None]
-            names, starts, ends = zip(*(ranges[i] for i in todo))
-            got = self.fs.cat_ranges([self.path(n) for n in names], list(starts), list(ends), on_error="return")
-            failure: Exception | None = None
-            for i, data in zip(todo, got):
-                name, start, end = ranges[i]
+            todo = [number for number, data in enumerate(found) if data is None]
+            owners, starts, ends = zip(*(pieces[number] for number in todo))
+            names = [self.path(ranges[i][0]) for i in owners]
+            failures: list[Exception] = []
+            got = self.fs.cat_ranges(names, list(starts), list(ends), on_error="return")
+            for number, data in zip(todo, got):
+                i, start, end = pieces[number]
                 if isinstance(data, Exception):
-                    failure = data
+                    failures.append(data)
                 elif len(data) != end - start:
-                    failure = OSError(f"{name}: {len(data)} of {end - start} bytes came")
+                    failures.append(OSError(f"{ranges[i][0]}: {len(data)} of {end - start} bytes came"))
                 else:
-                    found[i] = bytes(data)
-            if failure is not None:
-                raise failure
+                    found[number] = bytes(data)
+            if failures:
+                raise min(failures, key=_transient)  # one that no other try mends comes first
 
-        if ranges:
+        if pieces:
             self._retried(ranges[0][0], fetch)
-        return [data for data in found if data is not None]
+        whole: list[list[bytes]] = [[] for _ in ranges]
+        for (i, _, _), data in zip(pieces, found):
+            whole[i].append(data or b"")
+        return [parts[0] if len(parts) == 1 else b"".join(parts) for parts in whole]
 
     def open(self, name: str) -> BinaryIO:
         """Opens a file for sequential reading with seeks; remote files are read in blocks."""
@@ -119,10 +144,15 @@ class Store:
 
     def size(self, name: str) -> int:
         """Returns a file's length in bytes."""
+        return self.stat(name).size
+
+    def stat(self, name: str) -> FileStat:
+        """Returns a file's length and the store's tag of its content."""
         with self._explained(name):
             if self.local:
-                return os.path.getsize(self.path(name))
-            return int(self._retried(name, lambda: self.fs.info(self.path(name)))["size"])
+                return FileStat(os.path.getsize(self.path(name)), "")
+            info = self._retried(name, lambda: self.fs.info(self.path(name)))
+            return FileStat(int(info["size"]), str(info.get("ETag") or "").strip('"'))
 
     def exists(self, name: str) -> bool:
         """Says whether the folder has such a file; a store that cannot be reached is an error, not a no."""
@@ -217,11 +247,15 @@ class Store:
             retry=retry_if_exception(_transient),
             stop=stop_after_delay(DEADLINE),
             wait=wait_random_exponential(multiplier=0.2, max=5),
+            before_sleep=self._count,
             reraise=True,
         ):
             with attempt:
                 return call()
         raise AssertionError("unreachable")
+
+    def _count(self, attempt: RetryCallState) -> None:
+        self.retries += 1
 
     def _retried(self, name: str, call: Callable[[], T]) -> T:
         with self._explained(name):
@@ -242,24 +276,54 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     return Store(url)
 
 
+def _options(scheme: str) -> dict[str, Any]:
+    if scheme == "s3":
+        limits = {"connect_timeout": PATIENCE, "read_timeout": PATIENCE, "max_pool_connections": _CONNECTIONS}
+        return {"config_kwargs": {"retries": {"max_attempts": 1}, **limits}}
+    if scheme in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)}}
+    return {}
+
+
 def _remote(error: BaseException) -> bool:
     return type(error).__module__.startswith(_REMOTE_MODULES) or isinstance(error, asyncio.TimeoutError)
+
+
+def _status(error: BaseException | None) -> tuple[int, str]:
+    """Returns the HTTP status and the S3 code of an answer that a failure stands for; 0 and nothing without one."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status, str(response.get("Error", {}).get("Code", ""))
+    status = getattr(error, "status", 0)
+    return (status, "") if isinstance(status, int) else (0, "")
 
 
 def _transient(error: BaseException) -> bool:
     if "Credential" in type(error).__name__ or "ProfileNotFound" in type(error).__name__:
         return False
+    status, code = _status(error.__cause__ if isinstance(error, OSError) and error.__cause__ else error)
+    if isinstance(error, FileNotFoundError):  # fsspec says so of any http answer that is not a file
+        return status not in (0, 403, 404, 410) and _passing(status, code)
     if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _FULL):
         return False
-    return isinstance(error, OSError) or _remote(error)
+    return (isinstance(error, OSError) or _remote(error)) and _passing(status, code)
+
+
+def _passing(status: int, code: str) -> bool:
+    return not 400 <= status < 500 or status in _PASSING_STATUS or code in _PASSING_CODES
 
 
 def _explain(error: BaseException, where: str) -> UserError:
     """Turns a failure of the store into the one line that a user can act on."""
+    status, _ = _status(error.__cause__ if isinstance(error, OSError) and error.__cause__ else error)
+    denied = isinstance(error, PermissionError) or "Credential" in type(error).__name__ or status in (401, 403)
+    if denied:
+        return UserError("access denied", where=where, cure="check the credentials of your environment or profile")
     if isinstance(error, FileNotFoundError):
         return UserError("no such file or bucket", where=where, cure="check the URL")
-    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
-        return UserError("access denied", where=where, cure="check the credentials of your environment or profile")
     if isinstance(error, OSError) and error.errno in _FULL:
         return UserError("no space left on the disk", where=where, cure="free some space and start again")
     what = f"storage failed ({type(error).__name__}: {error})"

@@ -49,6 +49,7 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def settle(self, gather: Callable[[Any], list[Any]]) -> None: ...
     def meters(self) -> dict[str, float]: ...
 
 
@@ -263,6 +264,7 @@ class _Run:
         norm = self.engine.get_global_grad_norm()
         if norm is not None:
             metrics["train/grad_norm"] = float(norm)
+        self.loader.settle(self.world.gather)
         metrics |= {f"data/{name.removeprefix('data/')}": value for name, value in self.loader.meters().items()}
         self.line.show(self.step, metrics, self.meters.eta_s(self.total - self.step))
         self._record(metrics)
@@ -289,6 +291,7 @@ class _Run:
             return
         with self.meters.paused():
             self.window.settle()
+            self.loader.settle(self.world.gather)
             best = self.step == (self.best_step or self.total)
             manifest = Manifest(
                 step=self.step,
