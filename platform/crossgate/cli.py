@@ -171,9 +171,12 @@ def demo(
     """Drive the whole road: clips, shards, pretraining, search, two models in a registry, a prediction."""
     from crossgate.cluster.ray_train import launch
     from crossgate.cluster.ray_tune import search
+    from crossgate.cluster.session import ray_session
+    from crossgate.config import ClusterConfig
     from crossgate.runs.demo import Demo
 
-    Demo(out, launch, search, typer.echo, corpus=corpus, quick=quick).run()
+    with ray_session(ClusterConfig(), cpus=1):  # one Ray for all steps: each would start and stop its own
+        Demo(out, launch, search, typer.echo, corpus=corpus, quick=quick).run()
 
 
 # ---- models ----------------------------------------------------------------------------------------------------

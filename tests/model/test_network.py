@@ -106,7 +106,7 @@ def test_frozen_encoders_stay_in_evaluation_mode_and_get_no_gradient() -> None:
     assert all(p.grad is not None for p in model.fusion.parameters())
 
 
-@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+@pytest.mark.parametrize("fusion", sorted(name for name, kind in FUSIONS.items() if not kind.needs_logits))
 def test_contrastive_model(fusion: str) -> None:
     torch.manual_seed(0)
     model, (streams, present) = ContrastiveModel(network(fusion)), clips()
@@ -177,3 +177,29 @@ def test_whole_network_in_bf16() -> None:
     assert output.logits.isfinite().all()
     output.logits.float().square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_standardised_features_have_mean_zero_and_deviation_one_and_stay_so() -> None:
+    net = network().eval()
+    streams, present = clips(12)
+    raw = net.raw_features(streams, present).detach()
+    assert torch.equal(net.encode(streams, present), raw)
+    net.standardise(raw, present)
+    features = net.encode(streams, present).detach()
+    for m in range(4):
+        own, before = features[present[:, m], m], raw[present[:, m], m].std(0)
+        assert own.mean(0).abs().max() < 1e-3
+        assert torch.allclose(own.std(0), before / (before + 1e-3), atol=1e-3)
+    assert (features[~present] == 0).all()
+    mean = net.feature_mean.clone()
+    net.standardise(raw * 2, present)  # heads were trained on the first: it stays
+    assert torch.equal(net.feature_mean, mean)
+
+
+def test_raw_features_take_the_place_of_streams() -> None:
+    net = network().eval()
+    streams, present = clips(5)
+    raw = net.raw_features(streams, present)
+    net.standardise(raw.detach(), present)
+    again = net.encode({name: raw[:, m] for m, name in enumerate(net.modalities)}, present)
+    assert torch.allclose(again, net.encode(streams, present), atol=1e-6)

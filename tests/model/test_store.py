@@ -16,7 +16,7 @@ from crossgate.errors import UserError
 from crossgate.model.classifier import Classifier
 from crossgate.model.contrastive import ContrastiveModel
 from crossgate.model.network import MultimodalNetwork
-from crossgate.model.store import ModelCard, load_encoders, load_model, save_model
+from crossgate.model.store import ModelCard, load_encoders, load_heads, load_model, save_model
 
 CLIP = ClipConfig(modalities=("rgb", "audio"), size=32, frames=2, mels=32, seconds=0.5)
 
@@ -217,3 +217,28 @@ def test_warm_start_from_something_that_does_not_fit_at_all(saved: Path) -> None
     shutil.rmtree(saved)
     with pytest.raises(UserError, match="no model here"):
         load_encoders(other, saved)
+
+
+def test_heads_come_along_from_a_classifier_of_the_same_classes(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = Classifier(MultimodalNetwork(config(), CLIP, classes=2), ("fight", "nofight"))
+    first.network.feature_mean += 0.5
+    save_model(tmp_path / "first", first, card(kind="classifier", classes=first.classes))
+    second = Classifier(MultimodalNetwork(config(), CLIP, classes=2), ("fight", "nofight"))
+    load_encoders(second.network, tmp_path / "first")
+    assert load_heads(second, tmp_path / "first").loaded
+    mine, theirs = second.state_dict(), first.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    other = Classifier(MultimodalNetwork(config(), CLIP, classes=2), ("calm", "storm"))
+    assert not load_heads(other, tmp_path / "first").loaded
+
+
+@pytest.mark.parametrize("fusion", ["classwise_logits", "fixed_probabilities", "bottleneck", "sparse"])
+def test_classifiers_of_every_kind_of_fusion_come_back(tmp_path: Path, fusion: str) -> None:
+    settings = config(fusion)
+    settings = settings.model_copy(update={"fusion": settings.fusion.model_copy(update={"weights": (1.0, 2.0)})})
+    model = Classifier(MultimodalNetwork(settings, CLIP, classes=2), ("fight", "nofight")).eval()
+    about = card(kind="classifier", model=settings, task="violence", classes=("fight", "nofight"), positive="fight")
+    save_model(tmp_path / "m", model, about)
+    again, _ = load_model(tmp_path / "m")
+    assert torch.equal(model(*clips()).logits, again(*clips()).logits)

@@ -37,7 +37,8 @@ class FinetuneConfig(Config):
     """Frozen encoders: only gate, fusion and heads train."""
     features: str = ""
     """Folder that keeps the features of frozen encoders: each clip is decoded and encoded once, without
-    augmentation, for all runs that name this folder (needs `freeze`; empty: clips are encoded anew at each step)."""
+    augmentation, for all runs that name this folder, and gate and heads see the features standardised (needs
+    `freeze`; empty: clips are encoded anew at each step)."""
     unimodal_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the mean of the unimodal heads' losses."""
     label_smoothing: Fraction = 0.0

@@ -140,8 +140,8 @@ def build_model(card: ModelCard) -> ContrastiveModel | Classifier:
 def load_encoders(network: MultimodalNetwork, directory: str | Path) -> WarmStart:
     """Takes encoders and fusion from a model directory, or a run directory that has one, into the network.
 
-    An encoder is taken where modality and backbone agree, the fusion where its name and the modalities agree; within
-    them, each tensor whose name and shape agree.
+    An encoder is taken where modality and backbone agree, the features' standardisation where the modalities agree,
+    the fusion where its name does too; within them, each tensor whose name and shape agree.
 
     Raises:
         UserError: as `load_model`, and if not one tensor fits.
@@ -166,7 +166,7 @@ def load_encoders(network: MultimodalNetwork, directory: str | Path) -> WarmStar
             result.skipped[name] = f"its shape is {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
         else:
             result.loaded.append(name)
-    if not result.loaded:
+    if not any(name.startswith(("encoders.", "fusion.")) for name in result.loaded):
         raise UserError(
             f"nothing in it fits this network ({result})",
             where=directory,
@@ -250,6 +250,8 @@ def _wanted(network: MultimodalNetwork, card: ModelCard, result: WarmStart) -> t
             result.skipped[f"encoders.{modality}"] = f"its backbone is {there}, here {here}"
         else:
             prefixes.append(f"encoders.{modality}.")
+    if network.modalities == card.clip.modalities:
+        prefixes.append("feature_")
     here, there = network.config.fusion.name, card.model.fusion.name
     if here != there:
         result.skipped["fusion"] = f"its fusion is {there}, here {here}"

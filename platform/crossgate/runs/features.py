@@ -146,7 +146,7 @@ def _encoded(network: MultimodalNetwork, run: RunContext, splits: tuple[str, ...
     for batch in batches:
         moved = batch.to(run.world.device)
         with torch.no_grad():
-            features = network.encode(moved.streams, moved.present).float().cpu()  # (B, M, D)
+            features = network.raw_features(moved.streams, moved.present).float().cpu()  # (B, M, D)
         streams = {name: features[:, m].contiguous() for m, name in enumerate(network.modalities)}
         found.append(replace(batch, streams=streams))
     return found

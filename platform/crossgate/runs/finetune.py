@@ -6,6 +6,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 from crossgate.config import Recipe
 from crossgate.evaluation import Evaluation, classifier_scores, evaluate_classifier, positive_class
 from crossgate.model.store import ModelCard, save_model
@@ -93,9 +95,12 @@ def _loader(task: FinetuneTask, context: RunContext, measured: bool) -> Loader:
     if not recipe.finetune.features:
         return context.training_loader()
     parts: tuple[Part, ...] = ("train", "val", "test") if measured and recipe.data.test else ("train", "val")
-    keep_features(task.to(world.device).model.network, context, parts)
+    network = task.to(world.device).model.network
+    keep_features(network, context, parts)
+    train = context.kept["train"]
+    network.standardise(torch.stack(list(train.streams.values()), dim=1), train.present)
     return FeatureLoader(
-        context.kept["train"],
+        train,
         recipe.data,
         seed=recipe.run.seed,
         rank=world.rank,
