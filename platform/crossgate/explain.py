@@ -49,5 +49,5 @@ def _line(name: str, field: FieldInfo) -> str:
 def _fusions() -> str:
     from crossgate.model.fusion import FUSIONS
 
-    lines = [f"  {name:12} {(kind.__doc__ or '').strip().splitlines()[0]}" for name, kind in sorted(FUSIONS.items())]
+    lines = [f"  {name:24} {(kind.__doc__ or '').strip().splitlines()[0]}" for name, kind in sorted(FUSIONS.items())]
     return "\n".join(["Values of model.fusion.name", "", *lines])

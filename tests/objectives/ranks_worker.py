@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossgate.objectives.classification import cross_entropy
+from crossgate.objectives.gating import load_balance
 from crossgate.objectives.infonce import Views, infonce
 
 CLIPS, VIEWS, INPUTS, WIDTH, CLASSES = 8, 4, 5, 6, 3
@@ -44,7 +45,10 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
         class_weights=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64),
         label_smoothing=0.1,
     )
-    (contrast.loss + losses.sum()).backward()
+    soft = hidden.square().mean(-1).masked_fill(~present[mine], -torch.inf).softmax(-1).nan_to_num()  # (B, V)
+    hard = torch.nn.functional.one_hot(soft.argmax(1), VIEWS) * present[mine]
+    uneven = load_balance(hard, soft, present[mine])
+    (contrast.loss + losses.sum() + uneven).backward()
     gradients = {"weights": weights.grad, "classifier": classifier.grad, "log_scale": log_scale.grad}
     for gradient in gradients.values():
         assert gradient is not None
@@ -56,6 +60,7 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
         "pairs": contrast.pair_losses,
         "top1": contrast.top1,
         "classes": losses.detach(),
+        "uneven": uneven.detach(),
         **{name: gradient for name, gradient in gradients.items() if gradient is not None},
     }
 

@@ -35,6 +35,18 @@ class FusionConfig(Config):
     """Width of the gate's hidden layer."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Softmax temperature of gates that have one."""
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Weights of the modalities for the `fixed_*` fusions, in the order of the modalities (empty: equal)."""
+    rank: Positive = 4
+    """Rank of `lowrank`."""
+    tokens: Positive = 4
+    """Bottleneck tokens of `bottleneck`."""
+    layers: Positive = 2
+    """Layers of `bottleneck`."""
+    top: Positive = 1
+    """Modalities that `sparse` keeps for a clip."""
+    balance: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the load balance of `sparse`, without which it may fall for one modality."""
     modality_dropout: Fraction = 0.0
     """Probability of hiding a present modality while training; one is always kept."""
 

@@ -25,6 +25,8 @@ class ClassifierOutput:
         fused: ``(B, D)``; for a fusion that mixes logits, the features' mean under its weights.
         features: ``(B, M, D)``.
         present: ``(B, M)`` bool.
+        visible: ``(B, M)`` bool, what modality dropout left of it.
+        routing: ``(B, M)`` or None, as `FusionOutput.routing`.
     """
 
     logits: Tensor
@@ -33,6 +35,8 @@ class ClassifierOutput:
     fused: Tensor
     features: Tensor
     present: Tensor
+    visible: Tensor
+    routing: Tensor | None
 
 
 class Classifier(nn.Module):
@@ -59,10 +63,21 @@ class Classifier(nn.Module):
             [self.unimodal_heads[name](features[:, m]) for m, name in enumerate(network.modalities)], dim=1
         )  # (B, M, K)
         visible = network.hide(present, draws)
-        output = network.fuse(features, visible, unimodal if network.fusion.needs_logits else None)
+        output = network.fuse(features, visible, unimodal if network.fusion.needs_logits else None, draws)
         fused = output.embedding
         if fused is None:
-            fused = mix(features, uniform_weights(visible) if output.weights is None else output.weights)
+            fused = mix(
+                features, uniform_weights(visible, features.dtype) if output.weights is None else output.weights
+            )
         logits = output.logits if self.head is None else self.head(fused)
         assert logits is not None
-        return ClassifierOutput(logits, unimodal, output.weights, fused, features, present)
+        return ClassifierOutput(
+            logits=logits,
+            unimodal_logits=unimodal,
+            weights=output.weights,
+            fused=fused,
+            features=features,
+            present=present,
+            visible=visible,
+            routing=output.routing,
+        )

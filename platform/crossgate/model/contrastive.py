@@ -48,6 +48,8 @@ class ContrastiveOutput:
         targets: ``(B, M, E)``; ``targets[:, m]`` is the fused embedding that modality m is contrasted with.
         target_present: ``(B, M)`` bool, where there is such a target.
         scale: 0-d, the inverse temperature.
+        visible: ``(B, M)`` bool, what modality dropout left of `present`.
+        routing: ``(B, M)`` or None, as `FusionOutput.routing`.
     """
 
     features: Tensor
@@ -59,6 +61,8 @@ class ContrastiveOutput:
     targets: Tensor
     target_present: Tensor
     scale: Tensor
+    visible: Tensor
+    routing: Tensor | None
 
 
 class ContrastiveModel(nn.Module):
@@ -84,13 +88,13 @@ class ContrastiveModel(nn.Module):
         network = self.network
         features = network.encode(streams, present)
         visible = network.hide(present, draws)
-        output = network.fuse(features, visible)
+        output = network.fuse(features, visible, draws=draws)
         assert output.embedding is not None  # the registry lets no fusion of logits come here
         embeddings = torch.stack(
             [self.heads[name](features[:, m]) for m, name in enumerate(network.modalities)], dim=1
         )  # (B, M, E)
         fused_embedding = self.fused_head(output.embedding)
-        targets, target_present = self._targets(features, visible, fused_embedding)
+        targets, target_present = self._targets(features, visible, fused_embedding, draws)
         return ContrastiveOutput(
             features=features,
             present=present,
@@ -101,9 +105,13 @@ class ContrastiveModel(nn.Module):
             targets=targets,
             target_present=target_present & present,
             scale=self.scale(),
+            visible=visible,
+            routing=output.routing,
         )
 
-    def _targets(self, features: Tensor, visible: Tensor, fused_embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def _targets(
+        self, features: Tensor, visible: Tensor, fused_embedding: Tensor, draws: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """What each modality is contrasted with: the fusion of all the others.
 
         The fusion must not see the modality that it has to match, or the gate learns to copy that one through.
@@ -116,6 +124,7 @@ class ContrastiveModel(nn.Module):
         others = ~torch.eye(count, dtype=torch.bool, device=visible.device)
         rest = visible.unsqueeze(1) & others  # (B, M, M): the row of m hides m
         repeated = features.unsqueeze(1).expand(-1, count, -1, -1)  # (B, M, M, D)
-        output = self.network.fuse(repeated.reshape(-1, count, dim), rest.reshape(-1, count))
+        noise = None if draws is None else draws.repeat_interleave(count, dim=0)  # (B * M, M)
+        output = self.network.fuse(repeated.reshape(-1, count, dim), rest.reshape(-1, count), draws=noise)
         assert output.embedding is not None
         return self.fused_head(output.embedding).view(batch, count, -1), rest.any(-1)

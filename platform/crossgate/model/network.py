@@ -53,7 +53,7 @@ class MultimodalNetwork(nn.Module):
         self.encoders = nn.ModuleDict(
             {name: Encoder(name, config.encoder(name), clip.shape(name), config.dim) for name in clip.modalities}
         )
-        self.fusion = build_fusion(config.fusion, len(clip.modalities), config.dim, classes)
+        self.fusion = build_fusion(config.fusion, len(clip.modalities), config.dim, classes, names=clip.modalities)
         self.register_buffer("feature_mean", torch.zeros(len(clip.modalities), config.dim))
         self.register_buffer("feature_scale", torch.ones(len(clip.modalities), config.dim))
         self.frozen = False
@@ -134,15 +134,17 @@ class MultimodalNetwork(nn.Module):
         best = nn.functional.one_hot(draws.argmax(dim=1), present.shape[1]).bool()
         return present & ((draws >= rate) | best)
 
-    def fuse(self, features: Tensor, present: Tensor, logits: Tensor | None = None) -> FusionOutput:
-        """Fuses ``(B, M, D)`` features, and ``(B, M, K)`` logits where the fusion needs them."""
+    def fuse(
+        self, features: Tensor, present: Tensor, logits: Tensor | None = None, draws: Tensor | None = None
+    ) -> FusionOutput:
+        """Fuses ``(B, M, D)`` features, and ``(B, M, K)`` logits where the fusion needs them; draws as `hide`."""
         absent = ~present.unsqueeze(-1)
         if logits is not None:
             logits = logits.masked_fill(absent, 0)
-        return self.fusion(FusionInput(features.masked_fill(absent, 0), present, logits))
+        return self.fusion(FusionInput(features.masked_fill(absent, 0), present, logits, draws))
 
     def forward(self, streams: Mapping[str, Tensor], present: Tensor, draws: Tensor | None = None) -> NetworkOutput:
         """Encodes and fuses (fusions that mix logits need `fuse` with logits instead)."""
         features = self.encode(streams, present)
-        output = self.fuse(features, self.hide(present, draws))
+        output = self.fuse(features, self.hide(present, draws), draws=draws)
         return NetworkOutput(features, present, output.embedding, output.weights)

@@ -62,7 +62,8 @@ class FinetuneTask(Task):
         )  # (1 + M,)
         fused, unimodal = losses[0], losses[1:]
         loss = fused + self.unimodal_weight * unimodal.mean()
-        return loss, self._report(loss, losses.detach(), output, labels)
+        loss, balance = self.balanced(loss, output.weights, output.routing, output.visible)
+        return loss, self._report(loss, losses.detach(), output, labels) | balance
 
     def _report(self, loss: Tensor, losses: Tensor, output: ClassifierOutput, labels: Tensor) -> Report:
         names = self.modalities

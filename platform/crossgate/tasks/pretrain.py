@@ -47,7 +47,8 @@ class PretrainTask(Task):
         pairs = infonce(views, everywhere, self.pairs, output.scale)
         fused = infonce(views, everywhere, self.fused_pairs, output.scale)
         loss = pairs.loss + self.fused_weight * fused.loss
-        return loss, self._report(loss, pairs, fused, output, everywhere)
+        loss, balance = self.balanced(loss, output.weights, output.routing, output.visible)
+        return loss, self._report(loss, pairs, fused, output, everywhere) | balance
 
     def _report(
         self, loss: Tensor, pairs: Contrast, fused: Contrast, output: ContrastiveOutput, everywhere: Views

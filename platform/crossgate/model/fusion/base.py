@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -21,11 +21,13 @@ class FusionInput:
         features: ``(B, M, D)``.
         present: ``(B, M)`` bool. A row may be all False (a corrupt clip): the output must be finite then.
         logits: ``(B, M, K)`` of the unimodal heads, for fusions with `needs_logits`.
+        draws: ``(B, M)`` uniform in 0..1, for fusions that are random while training; without them they are not.
     """
 
     features: Tensor
     present: Tensor
     logits: Tensor | None = None
+    draws: Tensor | None = None
 
 
 @dataclass
@@ -37,11 +39,13 @@ class FusionOutput:
         logits: ``(B, K)`` or None.
         weights: ``(B, M)``, how much each modality counts: sums to 1 over the present ones, 0 for absent ones.
             None where the method has no such thing.
+        routing: ``(B, M)``, the soft choice behind hard weights, whose load is to be balanced; else None.
     """
 
     embedding: Tensor | None = None
     logits: Tensor | None = None
     weights: Tensor | None = None
+    routing: Tensor | None = None
 
 
 class Fusion(nn.Module):
@@ -55,6 +59,7 @@ class Fusion(nn.Module):
     """
 
     needs_logits: ClassVar[bool] = False
+    needs_modalities: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__()
@@ -79,11 +84,17 @@ def register(name: str) -> Callable[[F], F]:
     return remember
 
 
-def build_fusion(config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> Fusion:
+def build_fusion(
+    config: FusionConfig, modalities: int, dim: int, classes: int | None = None, names: Sequence[str] | None = None
+) -> Fusion:
     """Returns the fusion that the recipe names.
 
+    Args:
+        names: of the modalities, in their order, to check that a fusion has those that it is made for.
+
     Raises:
-        UserError: for an unknown name, or one that mixes logits where there are no classes.
+        UserError: for an unknown name, one that mixes logits where there are no classes, one that is made for other
+            modalities, or settings that do not fit.
     """
     where = "model.fusion.name"
     if config.name not in FUSIONS:
@@ -95,6 +106,13 @@ def build_fusion(config: FusionConfig, modalities: int, dim: int, classes: int |
             f"fusion '{config.name}' mixes class scores, and pretraining has no classes",
             where=where,
             expected=f"one of {usable}",
+        )
+    lacking = [name for name in fusion.needs_modalities if names is not None and name not in names]
+    if lacking:
+        raise UserError(
+            f"fusion '{config.name}' is made for {' and '.join(fusion.needs_modalities)}, here is no {lacking[0]}",
+            where=where,
+            cure=f"add {lacking[0]} to data.clip.modalities, or take another fusion",
         )
     return fusion(config, modalities, dim, classes)
 
@@ -136,15 +154,20 @@ def small_start(layer: nn.Linear) -> None:
 
 def masked_softmax(scores: Tensor, present: Tensor) -> Tensor:
     """Softmax over the last axis with minus infinity at absent places; all zeros where nothing is present."""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores.to(exact(scores.dtype))
     anything = present.any(dim=-1, keepdim=True)
     scores = scores.masked_fill(~present & anything, -torch.inf)  # a row of nothing but -inf would give NaN
     return scores.softmax(dim=-1).masked_fill(~present, 0.0)
 
 
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """Returns fp32, or fp64 where that came in: what weights are computed in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def uniform_weights(present: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Equal weights over what is present, ``(B, M)``; all zeros where nothing is."""
-    weights = present.to(dtype)
+    """Equal weights over what is present, ``(B, M)``; all zeros where nothing is. Never in less than fp32."""
+    weights = present.to(exact(dtype))
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 

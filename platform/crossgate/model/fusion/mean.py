@@ -23,5 +23,5 @@ class MeanFusion(Fusion):
         self.experts = Experts(modalities, dim)
 
     def forward(self, clip: FusionInput) -> FusionOutput:
-        weights = uniform_weights(clip.present)
+        weights = uniform_weights(clip.present, clip.features.dtype)
         return FusionOutput(embedding=mix(self.experts(clip.features), weights), weights=weights)
