@@ -228,3 +228,18 @@ def test_metrics_file_drops_what_comes_after_the_checkpoint(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["train/loss"] == 7.0
     assert lines[0]["gate/entropy"] is None
+
+
+def test_a_checkpoint_of_another_version_of_the_model_is_refused_in_one_line(copied, monkeypatch):
+    for step in steps(copied):
+        if step > "step-00000008":
+            shutil.rmtree(copied / "checkpoints" / step)
+
+    class Grown(TinyTask):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.register_buffer("new_in_this_version", torch.zeros(3))
+
+    monkeypatch.setattr("tiny_run.TinyTask", Grown)
+    with pytest.raises(UserError, match=r"weights are not this model's.*new_in_this_version.*version that wrote it"):
+        run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)

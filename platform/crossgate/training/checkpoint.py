@@ -212,7 +212,7 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
     """Puts weights, optimiser and random states back as they were.
 
     Raises:
-        UserError: when the checkpoint was made by another recipe, ZeRO stage or number of ranks.
+        UserError: when the checkpoint was made by another recipe, ZeRO stage, number of ranks or version of the model.
     """
     manifest = checkpoint.manifest
     if manifest.recipe != recipe_digest(recipe):
@@ -231,7 +231,17 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
             cure=f"set cluster.workers={manifest.ranks}, or start anew under another run.name",
         )
     engine.checkpoint_engine = _tensors_only(engine.checkpoint_engine)
-    engine.load_checkpoint(str(checkpoint.path), tag=STATE)
+    try:
+        engine.load_checkpoint(str(checkpoint.path), tag=STATE)
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise UserError(
+            f"its weights are not this model's ({' '.join(str(error).split())[:200]})",
+            where=checkpoint.path,
+            expected="a checkpoint that this version of crossgate and timm wrote",
+            cure="go on with the version that wrote it, or start anew under another run.name",
+        ) from None
     states = checkpoint.path / f"rank-{world.rank:05d}.pt"
     if states.exists():
         _set_random_states(torch.load(states, weights_only=True))
