@@ -48,6 +48,13 @@ def test_recipes_and_targets_that_are_named_exist(page: Path) -> None:
     assert {one or other for one, other in named} <= targets, page.name
 
 
+def test_the_page_on_gates_names_every_fusion_once() -> None:
+    from crossgate.model.fusion import FUSIONS
+
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "gates.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(FUSIONS)
+
+
 def test_ci_runs_the_readmes_own_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     for command in ("make demo", "make test"):
