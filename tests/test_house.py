@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {"model", "objectives"},
     "tracking": set(),
     "evaluation": set(),
+    "deploy": set(),
     "registry": {"model", "clips", "tracking"},
     "training": {"tasks", "stream", "tracking", "model"},
     "runs": {"clips", "stream", "model", "tasks", "training", "evaluation", "tracking", "registry"},

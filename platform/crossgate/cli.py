@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DATA, RUNS, MODELS = "Clips and shards", "Runs", "Models"
+DATA, RUNS, MODELS, CLUSTER = "Clips and shards", "Runs", "Models", "Kubernetes"
 
 RecipeFile = Annotated[Path, typer.Option("--config", "-c", help="Recipe (YAML); see jobs/recipes.")]
 Overrides = Annotated[
@@ -216,6 +216,27 @@ def predict(
         typer.echo(format_rows(frame))
     if len(frame) and frame["error"].astype(bool).all():
         raise typer.Exit(1)
+
+
+# ---- Kubernetes ------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=CLUSTER)
+def deploy(
+    settings: Annotated[Path, typer.Argument(help="Settings (YAML); see k8s/deploy.example.yaml.")],
+    manifests: Annotated[Path, typer.Option(help="The folder k8s of a clone.")] = Path("k8s"),
+    write: Annotated[bool, typer.Option("--write", help="Write the overlay instead of showing the diff.")] = False,
+) -> None:
+    """Make an overlay of k8s/ for your bucket, images and nodes; refuses what cannot work."""
+    from crossgate.deploy import build, load_settings
+
+    overlay = build(load_settings(settings), manifests, beside=settings.parent)
+    typer.echo(overlay.diff() or f"{overlay.folder} is as it should be")
+    if write:
+        overlay.write()
+        typer.echo(f"wrote {overlay.folder}\nnext: kubectl apply -k {overlay.folder}")
+    else:
+        typer.echo("nothing was written: add --write")
 
 
 # ---- help ------------------------------------------------------------------------------------------------------
