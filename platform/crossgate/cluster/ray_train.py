@@ -13,7 +13,7 @@ from typing import Any
 
 from crossgate import environment
 from crossgate.cluster.paths import with_absolute_paths
-from crossgate.cluster.session import ray_session
+from crossgate.cluster.session import ray_session, use_threads
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import parse_recipe
@@ -104,8 +104,10 @@ def _work(config: dict[str, Any]) -> None:
     mail = _Mail(Path(config["mail"]))
     if mail.complaints():
         return  # restarted because some rank complained: no use in trying again
+    recipe = parse_recipe(config["recipe"])
+    use_threads(recipe.cluster.cpus_per_worker)
     try:
-        result = resolve(config["entry"])(parse_recipe(config["recipe"]), **config["arguments"])
+        result = resolve(config["entry"])(recipe, **config["arguments"])
     except UserError as error:
         mail.complain(rank, error)
         if not mail.all_complain(ranks):

@@ -71,6 +71,16 @@ def _connect(ray: Any, config: ClusterConfig, cpus: float) -> None:
     ray.init(address=LOCAL, num_cpus=seats, include_dashboard=False, runtime_env=runtime, **quiet)
 
 
+def use_threads(cpus: float) -> None:
+    """Computes with the CPUs that Ray reserved for this process, whatever OMP_NUM_THREADS it inherited.
+
+    Ranks that share cores and each take all of them wait for one another: several times slower.
+    """
+    import torch
+
+    torch.set_num_threads(max(1, int(cpus)))
+
+
 def prepare_worker() -> None:
     """Runs first in every process of Ray's: importing this module has imported crossgate, before anything does timm."""
     # Without a dashboard this one repeats twice a second that it cannot ask it.
