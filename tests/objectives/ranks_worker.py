@@ -15,6 +15,8 @@ from torch import Tensor
 from crossgate.objectives.classification import cross_entropy
 from crossgate.objectives.gating import load_balance
 from crossgate.objectives.infonce import Views, infonce
+from crossgate.objectives.siglip import siglip
+from crossgate.objectives.vicreg import vicreg
 
 CLIPS, VIEWS, INPUTS, WIDTH, CLASSES = 8, 4, 5, 6, 3
 PAIRS = [(0, 1), (0, 2), (1, 2), (0, 3)]  # view 3 is nowhere: that pair has no positive
@@ -38,6 +40,9 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
     hidden = torch.einsum("bvi,viw->bvw", inputs[mine], weights)
     views = Views(torch.nn.functional.normalize(hidden, dim=-1), present[mine], group[mine])
     contrast = infonce(views, views.gathered(), PAIRS, log_scale.exp())
+    tiled = infonce(views, views.gathered(), PAIRS, log_scale.exp(), tile=3)
+    questions = siglip(views, views.gathered(), PAIRS, log_scale.exp(), -log_scale, tile=3)
+    agreement = vicreg(views.gathered(), PAIRS)
     losses = cross_entropy(
         hidden @ classifier,
         labels[mine],
@@ -48,7 +53,8 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
     soft = hidden.square().mean(-1).masked_fill(~present[mine], -torch.inf).softmax(-1).nan_to_num()  # (B, V)
     hard = torch.nn.functional.one_hot(soft.argmax(1), VIEWS) * present[mine]
     uneven = load_balance(hard, soft, present[mine])
-    (contrast.loss + losses.sum() + uneven).backward()
+    total = contrast.loss + 2 * tiled.loss + questions.loss + 0.1 * agreement.loss
+    (total + losses.sum() + uneven).backward()
     gradients = {"weights": weights.grad, "classifier": classifier.grad, "log_scale": log_scale.grad}
     for gradient in gradients.values():
         assert gradient is not None
@@ -57,9 +63,15 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
             gradient /= ranks
     return {
         "loss": contrast.loss.detach(),
+        "tiled": tiled.loss.detach(),
+        "tiled_top1": tiled.top1,
+        "tiled_pairs": tiled.pair_losses,
         "pairs": contrast.pair_losses,
         "top1": contrast.top1,
         "classes": losses.detach(),
+        "siglip": questions.loss.detach(),
+        "siglip_top1": questions.top1,
+        "vicreg": agreement.loss.detach(),
         "uneven": uneven.detach(),
         **{name: gradient for name, gradient in gradients.items() if gradient is not None},
     }

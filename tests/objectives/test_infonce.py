@@ -11,6 +11,7 @@ from torch import Tensor
 from crossgate.objectives.infonce import Views, anchor_losses, infonce
 
 PAIRS = [(0, 1), (0, 2), (1, 2)]
+TILES = [0, 4]  # in one piece, and in tiles with a ragged tail
 
 
 def slow_infonce(embeddings: Tensor, present: Tensor, group: Tensor, pairs: list, scale: Tensor) -> Tensor:
@@ -42,55 +43,60 @@ def batch(clips: int = 9, views: int = 3, seed: int = 0, dtype: torch.dtype = to
     return Views(embeddings, present, group)
 
 
-def ours(views: Views, scale: Tensor) -> Tensor:
-    return infonce(views, views.gathered(), PAIRS, scale).loss
+def ours(views: Views, scale: Tensor, tile: int = 0) -> Tensor:
+    return infonce(views, views.gathered(), PAIRS, scale, tile=tile).loss
 
 
+@pytest.mark.parametrize("tile", [0, 1, 2, 4, 8])  # 9 clips: every side leaves another ragged tail
 @pytest.mark.parametrize("seed", range(5))
-def test_values_and_gradients_equal_the_definition(seed: int) -> None:
+def test_values_and_gradients_equal_the_definition(seed: int, tile: int) -> None:
     views, scale = batch(seed=seed), torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
     views.embeddings.requires_grad_()
     expected = slow_infonce(views.embeddings, views.present, views.group, PAIRS, scale)
     wanted = torch.autograd.grad(expected, [views.embeddings, scale])
-    found = ours(views, scale)
+    found = ours(views, scale, tile)
     got = torch.autograd.grad(found, [views.embeddings, scale])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_absent_views_equal_removed_ones() -> None:
+@pytest.mark.parametrize("tile", TILES)
+def test_absent_views_equal_removed_ones(tile: int) -> None:
     views, scale = batch(), torch.tensor(7.0, dtype=torch.float64)
     views.present[:, 2] = False
     without = Views(views.embeddings[:, :2], views.present[:, :2], views.group)
     torch.testing.assert_close(
-        ours(views, scale), infonce(without, without, [(0, 1)], scale).loss, rtol=1e-12, atol=1e-12
+        ours(views, scale, tile), infonce(without, without, [(0, 1)], scale, tile=tile).loss, rtol=1e-12, atol=1e-12
     )
 
 
-def test_a_clip_with_nothing_equals_no_clip() -> None:
+@pytest.mark.parametrize("tile", TILES)
+def test_a_clip_with_nothing_equals_no_clip(tile: int) -> None:
     views, scale = batch(), torch.tensor(7.0, dtype=torch.float64)
     views.present[4] = False
     rest = torch.arange(9) != 4
     without = Views(views.embeddings[rest], views.present[rest], views.group[rest])
-    torch.testing.assert_close(ours(views, scale), ours(without, scale), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(views, scale, tile), ours(without, scale, tile), rtol=1e-12, atol=1e-12)
 
 
-def test_what_absent_rows_hold_is_never_seen() -> None:
+@pytest.mark.parametrize("tile", TILES)
+def test_what_absent_rows_hold_is_never_seen(tile: int) -> None:
     views, scale = batch(), torch.tensor(7.0, dtype=torch.float64)
-    before = ours(views, scale)
+    before = ours(views, scale, tile)
     views.embeddings = torch.where(views.present.unsqueeze(-1), views.embeddings, 1e6).requires_grad_()
-    after = ours(views, scale)
+    after = ours(views, scale, tile)
     assert after == before
     (gradient,) = torch.autograd.grad(after, views.embeddings)
     assert gradient.isfinite().all()
     assert gradient[~views.present].abs().sum() == 0
 
 
-def test_order_of_clips_does_not_matter() -> None:
+@pytest.mark.parametrize("tile", TILES)
+def test_order_of_clips_does_not_matter(tile: int) -> None:
     views, scale = batch(), torch.tensor(7.0, dtype=torch.float64)
     order = torch.randperm(9)
     shuffled = Views(views.embeddings[order], views.present[order], views.group[order])
-    torch.testing.assert_close(ours(views, scale), ours(shuffled, scale), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(views, scale, tile), ours(shuffled, scale, tile), rtol=1e-12, atol=1e-12)
 
 
 def test_same_group_is_no_negative() -> None:
@@ -101,11 +107,12 @@ def test_same_group_is_no_negative() -> None:
     assert ours(Views(embeddings, present, torch.tensor([7, 8])), scale).item() == pytest.approx(math.log(2))
 
 
-def test_nothing_present_at_all_gives_zero_and_no_gradient() -> None:
+@pytest.mark.parametrize("tile", TILES)
+def test_nothing_present_at_all_gives_zero_and_no_gradient(tile: int) -> None:
     views = batch()
     views.present[:] = False
     views.embeddings.requires_grad_()
-    outcome = infonce(views, views, PAIRS, torch.tensor(7.0, dtype=torch.float64))
+    outcome = infonce(views, views, PAIRS, torch.tensor(7.0, dtype=torch.float64), tile=tile)
     assert outcome.loss == 0
     assert outcome.pair_losses.isnan().all()
     assert outcome.top1.isnan()
@@ -134,3 +141,40 @@ def test_top1_is_chance_for_collapsed_embeddings_and_one_for_aligned_ones() -> N
     aligned = Views(torch.eye(8).unsqueeze(1).expand(-1, 3, -1), present, group)
     assert infonce(collapsed, collapsed, PAIRS, scale).top1.item() == pytest.approx(1 / 8)
     assert infonce(aligned, aligned, PAIRS, scale).top1 == 1
+
+
+@pytest.mark.parametrize("tile", [1, 5, 16, 22, 23])
+def test_tiles_equal_the_whole_in_every_part_of_the_outcome(tile: int) -> None:
+    """At the largest scale, where a row's terms differ by hundreds of powers, and with a pair that nothing has."""
+    views, scale = batch(23, 4, seed=9), torch.tensor(100.0, dtype=torch.float64, requires_grad=True)
+    views.present[:, 3] = False
+    views.present[:20, 2] = False  # whole tiles without view 2
+    views.group[:7] = 1  # whole tiles of one group
+    views.embeddings.requires_grad_()
+    pairs = [*PAIRS, (0, 3)]
+    whole, tiled = (infonce(views, views, pairs, scale, tile=side) for side in (0, tile))
+    torch.testing.assert_close(tiled.pair_losses, whole.pair_losses, rtol=1e-9, atol=1e-9, equal_nan=True)
+    assert tiled.top1 == whole.top1
+    inputs = [views.embeddings, scale]
+    wanted, got = torch.autograd.grad(whole.loss, inputs), torch.autograd.grad(tiled.loss, inputs)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_tiles_in_bf16_are_computed_in_fp32() -> None:
+    views = batch(dtype=torch.float32)
+    views.embeddings = views.embeddings.bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = ours(views, torch.tensor(100.0), 4)
+    assert loss.dtype == torch.float32
+    exact = Views(views.embeddings.detach().double(), views.present, views.group)
+    torch.testing.assert_close(
+        loss.double(), ours(exact, torch.tensor(100.0, dtype=torch.float64)), rtol=1e-5, atol=1e-4
+    )
+    loss.backward()
+    assert views.embeddings.grad is not None
+    assert views.embeddings.grad.isfinite().all()
+
+
+def test_ties_go_to_the_first_clip_in_tiles_too() -> None:
+    collapsed = Views(torch.ones(8, 3, 8) / 8**0.5, torch.ones(8, 3, dtype=torch.bool), torch.arange(8))
+    assert infonce(collapsed, collapsed, PAIRS, torch.tensor(10.0), tile=3).top1.item() == pytest.approx(1 / 8)

@@ -44,6 +44,8 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_ranks(solved: Path,
 def test_the_fixed_batch_is_a_hard_one() -> None:
     found = _alone()
     assert found["pairs"][3].isnan()
+    torch.testing.assert_close(found["tiled"], found["loss"], rtol=1e-12, atol=1e-12)
+    assert found["tiled_top1"] == found["top1"]
     assert found["pairs"][:3].isfinite().all()
     assert all(found[name].abs().sum() > 0.01 for name in ("weights", "classifier", "log_scale"))
     assert found["weights"][3].abs().sum() == 0  # a view that no clip has gets no gradient

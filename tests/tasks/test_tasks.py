@@ -104,6 +104,41 @@ def test_subsets_of_modalities(small: ModuleType, clip: dict) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.network.fusion.parameters())
 
 
+@pytest.mark.parametrize("objective", ["siglip", "vicreg"])
+def test_other_objectives_train_everything_too(small: ModuleType, objective: str) -> None:
+    recipe = small.recipe("pretrain", pretrain={"objective": objective, "temperature": 0.1, "tile": 3})
+    task, batch = build_task(recipe, {}), small.clips(recipe)
+    loss, report = task(batch)
+    loss.backward()
+    assert {"loss/pair_rgb_flow", "loss/fused_depth"} <= report.keys()
+    trained = [(name, p) for name, p in task.named_parameters() if p.requires_grad]
+    assert not [name for name, p in trained if p.grad is None or not p.grad.abs().sum() > 0]
+    assert all(p.ndim > 0 for p in task.parameters())
+    task.zero_grad()
+    before, after = fit(task, batch)
+    assert after < before
+    batch.present[:] = False
+    assert task(batch)[0] == 0
+
+
+def test_tiles_change_nothing(small: ModuleType) -> None:
+    losses = []
+    for tile in (0, 3):
+        recipe = small.recipe("pretrain", pretrain={"tile": tile})
+        losses.append(build_task(recipe, {})(small.clips(recipe))[0])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-6)
+
+
+def test_contrast_around_a_core_modality(small: ModuleType) -> None:
+    recipe = small.recipe("pretrain", pretrain={"core": "flow"})
+    _, report = build_task(recipe, {})(small.clips(recipe))
+    assert {name for name in report if "pair" in name} == {
+        f"loss/pair_{p}" for p in ("rgb_flow", "flow_audio", "flow_depth")
+    }
+    with pytest.raises(UserError, match=r"pretrain\.core.*no modality 'pose'"):
+        build_task(small.recipe("pretrain", pretrain={"core": "pose"}), {})
+
+
 def test_clips_of_one_group_are_no_negatives_unless_the_recipe_says_so(small: ModuleType) -> None:
     losses = {}
     for exclude in (True, False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,14 @@ from crossgate.config.base import Config, Fraction
 class PretrainConfig(Config):
     """Cross-modal contrast."""
 
+    objective: Literal["infonce", "siglip", "vicreg"] = "infonce"
+    """`infonce` finds each clip among the global batch; `siglip` asks of each pair of clips whether they are one (start
+    its temperature at 0.1); `vicreg` has no negatives."""
+    core: str = ""
+    """Pair all other modalities with this one only (empty: all pairs)."""
+    tile: Annotated[int, Field(ge=0)] = 2048
+    """A larger global batch is contrasted in tiles of that many clips: the same loss, without the square in memory
+    (0: never)."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Start value of the softmax temperature."""
     learn_temperature: bool = True

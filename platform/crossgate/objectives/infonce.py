@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from crossgate.objectives.gather import gather, global_loss, rank, ranks, sum_over_ranks
+from crossgate.objectives.tiles import Facts, tiled_logsumexp
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Contrast:
     top1: Tensor
 
 
-def infonce(local: Views, everywhere: Views, pairs: list[tuple[int, int]], scale: Tensor) -> Contrast:
+def infonce(local: Views, everywhere: Views, pairs: list[tuple[int, int]], scale: Tensor, *, tile: int = 0) -> Contrast:
     """Contrasts pairs of views.
 
     Args:
@@ -65,12 +66,17 @@ def infonce(local: Views, everywhere: Views, pairs: list[tuple[int, int]], scale
         everywhere: `local.gathered()` (given, so that several contrasts share one gathering).
         pairs: indices of views, each unordered pair once.
         scale: 0-d, inverse temperature.
+        tile: a global batch of more clips is contrasted in tiles of that side, to the same result; 0: never.
     """
+    tiled = 0 < tile < len(everywhere.group)
     local_sums, hits = [], []
     for a, b in pairs:
         valid = local.present[:, a] & local.present[:, b]  # (B,)
-        there, hit_there = anchor_losses(local, everywhere, a, b, scale)
-        back, hit_back = anchor_losses(local, everywhere, b, a, scale)
+        if tiled:
+            there, back, hit_there, hit_back = tiled_losses(local, everywhere, a, b, scale, tile)
+        else:
+            there, hit_there = anchor_losses(local, everywhere, a, b, scale)
+            back, hit_back = anchor_losses(local, everywhere, b, a, scale)
         local_sums.append(((there + back) / 2).masked_fill(~valid, 0).sum())
         hits.append(((hit_there & valid).sum() + (hit_back & valid).sum()) / 2)
     sums = torch.stack(local_sums)  # (P,)
@@ -105,3 +111,26 @@ def anchor_losses(local: Views, everywhere: Views, a: int, b: int, scale: Tensor
         logits = logits.masked_fill(~allowed, -torch.inf)  # never a whole row: the own column stays
         losses = logits.logsumexp(dim=1) - logits[rows, own]
     return losses, logits.argmax(dim=1) == own
+
+
+def tiled_losses(
+    local: Views, everywhere: Views, a: int, b: int, scale: Tensor, tile: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns what `anchor_losses` gives for (a, b) and for (b, a), of one sweep over tiles."""
+    size = len(local.group)
+    offset = rank() * size
+    with torch.autocast(local.embeddings.device.type, enabled=False):
+        exact = torch.promote_types(local.embeddings.dtype, torch.float32)
+        rows = local.embeddings[:, a].to(exact)  # (B, E)
+        facts = Facts(
+            row_group=local.group,
+            row_present=local.present[:, a],
+            column_group=everywhere.group,
+            column_present=everywhere.present[:, b],
+            offset=offset,
+            tile=tile,
+        )
+        columns = everywhere.embeddings[:, b].to(exact)  # (N, E)
+        there, back, hit_there, hit_back = tiled_logsumexp(rows, columns, scale.to(exact), facts)
+        positive = scale.to(exact) * (rows * columns[offset : offset + size]).sum(-1)
+    return there - positive, back - positive, hit_there, hit_back

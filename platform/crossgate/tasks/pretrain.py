@@ -5,24 +5,27 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
+from crossgate.errors import UserError
 from crossgate.model.contrastive import ContrastiveModel, ContrastiveOutput
 from crossgate.model.network import MultimodalNetwork
 from crossgate.objectives.infonce import Contrast, Views, infonce
+from crossgate.objectives.siglip import siglip
+from crossgate.objectives.vicreg import vicreg
 from crossgate.tasks.task import Prediction, Report, Task, gate_measures, global_means
 
 
 class PretrainTask(Task):
-    """Cross-modal InfoNCE; the fused contrast trains gate and fusion.
+    """Cross-modal contrast by the recipe's objective; the fused contrast trains gate and fusion.
 
     Args:
         recipe: `model`, `data.clip`, `pretrain`, `run.seed`.
 
     Raises:
-        UserError: for a backbone or fusion that cannot be used.
+        UserError: for a backbone or fusion that cannot be used, or a core modality that is not there.
     """
 
     model: ContrastiveModel
@@ -30,10 +33,14 @@ class PretrainTask(Task):
     def __init__(self, recipe: Recipe) -> None:
         config = recipe.pretrain
         network = MultimodalNetwork(recipe.model, recipe.data.clip)
-        super().__init__(recipe, ContrastiveModel(network, config.temperature, config.learn_temperature))
+        ranked = config.objective != "vicreg"  # which has no temperature
+        super().__init__(recipe, ContrastiveModel(network, config.temperature, config.learn_temperature and ranked))
         self.fused_weight, self.exclude_group = config.fused_weight, config.exclude_group
+        self.objective, self.tile = config.objective, config.tile
+        if config.objective == "siglip":
+            self.bias = nn.Parameter(torch.tensor([-10.0]))  # of the loss, not of the model that is kept
         count = len(self.modalities)
-        self.pairs = list(combinations(range(count), 2))
+        self.pairs = [pair for pair in combinations(range(count), 2) if self._wanted(pair, config.core)]
         self.fused_pairs = [(m, count + m) for m in range(count)]  # views: M modalities, then their M targets
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Report]:
@@ -44,11 +51,23 @@ class PretrainTask(Task):
             group=batch.group if self.exclude_group else batch.clip,  # a clip drawn twice is no negative either way
         )
         everywhere = views.gathered()
-        pairs = infonce(views, everywhere, self.pairs, output.scale)
-        fused = infonce(views, everywhere, self.fused_pairs, output.scale)
+        pairs = self._contrast(views, everywhere, self.pairs, output.scale)
+        fused = self._contrast(views, everywhere, self.fused_pairs, output.scale)
         loss = pairs.loss + self.fused_weight * fused.loss
         loss, balance = self.balanced(loss, output.weights, output.routing, output.visible)
         return loss, self._report(loss, pairs, fused, output, everywhere) | balance
+
+    def _wanted(self, pair: tuple[int, int], core: str) -> bool:
+        if core and core not in self.modalities:
+            raise UserError(f"no modality '{core}' here", where="pretrain.core", expected=", ".join(self.modalities))
+        return not core or self.modalities.index(core) in pair
+
+    def _contrast(self, views: Views, everywhere: Views, pairs: list[tuple[int, int]], scale: Tensor) -> Contrast:
+        if self.objective == "vicreg":
+            return vicreg(everywhere, pairs)
+        if self.objective == "siglip":
+            return siglip(views, everywhere, pairs, scale, self.bias.squeeze(0), tile=self.tile)
+        return infonce(views, everywhere, pairs, scale, tile=self.tile)
 
     def _report(
         self, loss: Tensor, pairs: Contrast, fused: Contrast, output: ContrastiveOutput, everywhere: Views
