@@ -274,7 +274,11 @@ MISTAKES = [
     ),
     # overlays
     Mistake(
-        "overlays/local/kustomization.yaml", "cpu: 200m, memory: 1Gi", "cpu: 500m, memory: 1Gi", LOCAL, "a small node"
+        "overlays/local/kustomization.yaml",
+        "cpu: 200m, memory: 640Mi",
+        "cpu: 500m, memory: 640Mi",
+        LOCAL,
+        "a small node",
     ),
     Mistake(
         "overlays/local/kustomization.yaml", "behavior: replace", "behavior: create", LOCAL, "already|conflict|exists"

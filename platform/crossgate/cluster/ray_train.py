@@ -8,10 +8,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from crossgate import environment
+from crossgate.cluster.meters import shown_to_prometheus
 from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.session import ray_session, use_threads
 from crossgate.config import Recipe
@@ -106,8 +108,10 @@ def _work(config: dict[str, Any]) -> None:
         return  # restarted because some rank complained: no use in trying again
     recipe = parse_recipe(config["recipe"])
     use_threads(recipe.cluster.cpus_per_worker)
+    meters = shown_to_prometheus(Path(recipe.run.output) / recipe.run.name) if rank == 0 else nullcontext()
     try:
-        result = resolve(config["entry"])(recipe, **config["arguments"])
+        with meters:
+            result = resolve(config["entry"])(recipe, **config["arguments"])
     except UserError as error:
         mail.complain(rank, error)
         if not mail.all_complain(ranks):
