@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,3 +22,14 @@ def test_storage_measures_every_modality_on_generated_clips(tmp_path: Path) -> N
     assert "generated clips" in table.splitlines()[0]
     for name in ("rgb", "flow", "audio", "depth"):
         assert f"### {name} (2 clips)" in table
+
+
+@pytest.mark.slow
+def test_schedule_scale_ends_with_its_figures(tmp_path: Path) -> None:
+    small = ["--shards", "500", "--clips", "100", "--ranks", "16", "--workers", "2", "--out", tmp_path / "scale.md"]
+    command = [sys.executable, ROOT / "benchmarks" / "schedule_scale.py", *small]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures.keys() == {"startup_s", "rss_mb", "us_per_clip", "resume_s", "reread_pct"}
+    assert "clips read by two ranks (16 ranks, 50 steps) | 0 |" in (tmp_path / "scale.md").read_text()

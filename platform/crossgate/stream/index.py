@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crossgate.errors import UserError, nearest
@@ -26,6 +27,7 @@ from crossgate.stream.storage import Store, open_store
 __all__ = ["Index", "Selection", "SplitInfo", "group_hash", "write_index"]
 
 VERSION = 1
+_ROWS = 4096
 _SCHEMA = pa.schema(
     [("name", pa.string()), ("split", pa.string()), ("clips", pa.int64()), ("bytes", pa.int64())]
     + [("sha256", pa.string()), ("layout", pa.string())]
@@ -115,11 +117,12 @@ class Index:
         if version != VERSION:
             raise UserError(f"index version {version}", where=where, expected=str(VERSION), cure="upgrade crossgate")
         try:
-            table = pq.read_table(io.BytesIO(home.read("shards.parquet")), use_threads=False)
+            table = pq.ParquetFile(io.BytesIO(home.read("shards.parquet"))).read(use_threads=False)
         except pa.ArrowInvalid as error:
             raise UserError("the shard table is damaged", where=home.path("shards.parquet")) from error
         if shards_digest(table) != header["digest"]:
             raise UserError("index and shard table do not belong together", where=where, cure="pack or index again")
+        pa.default_memory_pool().release_unused()
         return cls(store, home, header, table)
 
     @property
@@ -209,9 +212,9 @@ class Index:
                 raise UserError(f"split {name!r} {what}", where=self.store.url, cure=nearest(name, valid))
         if not wanted:
             raise UserError("no split named", where=self.store.url, expected=f"some of {', '.join(valid)}")
-        mask = np.isin(self.table.column("split").to_numpy(zero_copy_only=False), wanted)
-        shards = np.flatnonzero(mask)
-        table = self.table.take(pa.array(shards))
+        shards = np.flatnonzero(pc.is_in(self.table.column("split"), value_set=pa.array(wanted)).to_numpy())
+        everything = len(shards) == len(self.names)
+        table = self.table if everything else self.table.take(pa.array(shards))
         counts = {m: int(np.sum(table.column(f"clips_{m}").to_numpy())) for m in MODALITIES}
         for name in modalities:
             if not counts[name]:
@@ -220,15 +223,21 @@ class Index:
                     where=self.store.url,
                     expected=f"data.clip.modalities among {', '.join(m for m in counts if counts[m])}",
                 )
-        return Selection(self, wanted, shards, self.clips[shards], shards_digest(table))
+        return Selection(
+            self, wanted, shards, self.clips[shards], self.digest if everything else shards_digest(table)
+        )
 
 
 def shards_digest(table: pa.Table) -> str:
     """Returns the SHA-256 over name, split, clips, bytes and digests of the shards, column by column."""
     digest = hashlib.sha256()
     for name in ("name", "split", "clips", "bytes", "sha256", "layout"):
-        values = table.column(name).to_pylist()
-        digest.update(f"{name}\0{len(values)}\0".encode() + "\0".join(map(str, values)).encode() + b"\0")
+        column = table.column(name)
+        digest.update(f"{name}\0{len(column)}\0".encode())
+        for first in range(0, len(column), _ROWS):  # a part at a time: as Python strings a column takes much memory
+            values = column.slice(first, _ROWS).to_pylist()
+            digest.update((b"\0" if first else b"") + "\0".join(map(str, values)).encode())
+        digest.update(b"\0")
     return digest.hexdigest()
 
 
@@ -272,7 +281,7 @@ def write_index(
             seen.setdefault(task, set()).update(sidecar.classes(task))
     for split in groups.values():
         per_split[split] = per_split.get(split, 0) + 1
-    table = _table(whole)
+    table = shard_table(whole)
     header = {
         "version": VERSION,
         "digest": shards_digest(table),
@@ -323,7 +332,8 @@ def _entry(store: Store, item: ShardEntry | str) -> ShardEntry:
     return entry
 
 
-def _table(entries: Sequence[ShardEntry]) -> pa.Table:
+def shard_table(entries: Sequence[ShardEntry]) -> pa.Table:
+    """Returns a row a shard, as ``shards.parquet`` holds them."""
     rows = []
     for entry in entries:
         row = asdict(entry)

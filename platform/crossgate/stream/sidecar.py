@@ -159,7 +159,7 @@ class Sidecar:
         """
         name = sidecar_name(shard)
         try:
-            return cls(pq.read_table(io.BytesIO(store.read(name)), pre_buffer=False, use_threads=False))
+            return cls(pq.ParquetFile(io.BytesIO(store.read(name))).read(use_threads=False))
         except (pa.ArrowInvalid, KeyError) as error:
             raise UserError(
                 f"the shard's sidecar is damaged ({error})", where=store.path(name), cure="pack or index it again"

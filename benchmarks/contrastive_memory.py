@@ -1,0 +1,194 @@
+"""Peak memory and time of the contrast over a global batch: tiles against full matrices, in one run.
+
+    python benchmarks/contrastive_memory.py [--batch 4096 --batch 16384 ...] [--dim 512] [--tile 1024] [--repeats 3]
+
+One pair of views, every clip its own group, loss and gradients in fp32. The competitors, in alternating order in one
+run:
+
+- tiles: `infonce` with `--tile`;
+- full: `infonce` without tiles, two matrices, one a direction;
+- full, shared: symmetric cross entropy on one matrix and its transpose, as CLIP's pseudocode: no masks;
+- open_clip: the loss of open_clip with `local_loss` and gathered gradients, where it is installed.
+
+Time is the best of the repeats, after one that does not count. Memory is the peak above what inputs and their gradients
+hold: of the allocator on a GPU; on a CPU, of the process's resident memory, each measurement in a fresh process. The
+last line is JSON with the ratios at 16,384 clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import platform
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossgate.objectives.infonce import Views, infonce
+
+JUDGED = 16384
+MIB = 1 << 20
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def ours(tile: int) -> Loss:
+    def loss(embeddings: Tensor, scale: Tensor) -> Tensor:
+        clips = len(embeddings)
+        present = torch.ones(clips, 2, dtype=torch.bool, device=embeddings.device)
+        views = Views(embeddings, present, torch.arange(clips, device=embeddings.device))
+        return infonce(views, views, [(0, 1)], scale, tile=tile).loss
+
+    return loss
+
+
+def shared(embeddings: Tensor, scale: Tensor) -> Tensor:
+    similarity = scale * embeddings[:, 0] @ embeddings[:, 1].T
+    own = torch.arange(len(embeddings), device=embeddings.device)
+    cross_entropy = torch.nn.functional.cross_entropy
+    return (cross_entropy(similarity, own) + cross_entropy(similarity.T, own)) / 2
+
+
+def open_clip() -> Loss | None:
+    try:
+        from open_clip.loss import ClipLoss  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    loss = ClipLoss(local_loss=True, gather_with_grad=True)
+    return lambda embeddings, scale: loss(embeddings[:, 0], embeddings[:, 1], scale)
+
+
+def competitors(tile: int) -> dict[str, Loss]:
+    found: dict[str, Loss] = {"tiles": ours(tile), "full": ours(0), "full, shared": shared}
+    other = open_clip()
+    return found | ({"open_clip": other} if other else {})
+
+
+def inputs(clips: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(clips, 2, dim, device=device), dim=-1)
+    return embeddings.requires_grad_(), torch.tensor(14.0, device=device, requires_grad=True)
+
+
+def step(loss: Loss, embeddings: Tensor, scale: Tensor) -> None:
+    embeddings.grad = scale.grad = None
+    loss(embeddings, scale).backward()
+    if embeddings.is_cuda:
+        torch.cuda.synchronize()
+
+
+class Watch(threading.Thread):
+    """Follows the process's resident memory; its kernel-kept peak cannot be set back to zero everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.over = resident(), threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.002):
+            self.peak = max(self.peak, resident())
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def memory(name: str, tile: int, clips: int, dim: int, device: str, answer: Any = None) -> int:
+    """Returns (or puts) bytes of the peak above inputs and their gradients."""
+    loss = competitors(tile)[name]
+    step(loss, *inputs(256, dim, device))  # libraries load and threads start
+    embeddings, scale = inputs(clips, dim, device)
+    embeddings.grad = torch.ones_like(embeddings)  # touched, so that it counts as resident
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(loss, embeddings, scale)
+        found = torch.cuda.max_memory_allocated() - before
+    else:
+        before, watch = resident(), Watch()
+        watch.start()
+        step(loss, embeddings, scale)
+        watch.over.set()
+        watch.join()
+        found = watch.peak - before
+    if answer is not None:
+        answer.put(found)
+    return found
+
+
+def memory_apart(*given: Any) -> int:
+    """The same in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=memory, args=(*given, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"measuring the memory of {given[0]} failed")
+    return answer.get()
+
+
+def times(losses: dict[str, Loss], clips: int, dim: int, device: str, repeats: int) -> dict[str, float]:
+    embeddings, scale = inputs(clips, dim, device)
+    found = dict.fromkeys(losses, float("inf"))
+    for turn in range(repeats + 1):
+        for name, loss in losses.items():
+            start = time.perf_counter()
+            step(loss, embeddings, scale)
+            if turn:
+                found[name] = min(found[name], time.perf_counter() - start)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch", type=int, action="append", help="global batch; may be given several times")
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--tile", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "contrastive_memory.md"))
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
+    lines = [
+        f"{datetime.date.today()}, {where}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, fp32, "
+        f"width {options.dim}, tiles of {options.tile}, best of {options.repeats}",
+        "",
+        "| clips | loss | peak, MiB | of it as much as tiles | seconds | of them as many as tiles |",
+        "| ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    summary: dict[str, float] = {}
+    for clips in options.batch or [4096, JUDGED]:
+        losses = competitors(options.tile)
+        seconds = times(losses, clips, options.dim, device, options.repeats)
+        peaks = {name: memory_apart(name, options.tile, clips, options.dim, device) for name in losses}
+        for name in losses:
+            peak, second = peaks[name] / peaks["tiles"], seconds[name] / seconds["tiles"]
+            lines.append(
+                f"| {clips:,} | {name} | {peaks[name] / MIB:,.0f} | {peak:.1f} | {seconds[name]:.2f} | {second:.2f} |"
+            )
+        if clips == JUDGED:
+            summary = {
+                "peak_ratio_16k": round(peaks["full"] / peaks["tiles"], 2),
+                "time_ratio_16k": round(seconds["tiles"] / seconds["full"], 3),
+                "peak_ratio_16k_shared": round(peaks["full, shared"] / peaks["tiles"], 2),
+                "time_ratio_16k_shared": round(seconds["tiles"] / seconds["full, shared"], 3),
+            }
+    table = "\n".join(lines) + "\n"
+    Path(options.out).write_text(table)
+    print(table)
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
