@@ -20,6 +20,7 @@ from web import Web, serving
 from crossgate.config import CacheConfig, ClipConfig, DataConfig
 from crossgate.errors import UserError
 from crossgate.stream import cache as cache_module
+from crossgate.stream import loader as loader_module
 from crossgate.stream.cache import RemoteShard, ShardCache, ShardChanged
 from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
@@ -245,3 +246,31 @@ def test_a_shard_of_equal_length_and_other_bytes_stops_the_run(web: Web, remote:
     batches = iter(loader(remote, tmp_path / "cache"))
     with pytest.raises(UserError, match="train-000001.tar: the shard changed since it was indexed: its SHA-256"):
         until(lambda: next(batches) is None)
+
+
+def test_batches_travel_while_the_trainer_computes(web: Web, remote: Index) -> None:
+    """After the first batch, without a call for another, the next ones come: here the whole epoch."""
+    seen: set[tuple[str, int]] = set()
+    web.meddle = lambda name, first, body: seen.add((name, first)) or body
+    everything = {
+        (remote.names[shard], min(offset for offset, _ in remote.sidecar(shard).members(row).values()))
+        for shard in range(2)
+        for row in range(12)
+    }
+    found = loader(remote, "")
+    assert found.steps_per_epoch <= loader_module.AHEAD + 1
+    batches = iter(found)
+    next(batches)
+    until(lambda: everything <= seen)
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_sockets_and_files_do_not_pile_up(remote: Index, tmp_path: Path) -> None:
+    found = loader(remote, tmp_path / "cache")
+    epoch(found)
+    until(lambda: len(whole(tmp_path / "cache")) == 2 or epoch(found) is None)
+    before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(5):
+        epoch(found)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    until(lambda: threading.active_count() <= threads)

@@ -104,7 +104,7 @@ def test_strays_repeated_keys_and_groups_in_two_splits(index: Index) -> None:
         writer.add("other", {"rgb.bin": b"1"}, {"group": "train-source-0", "labels": {"action": "run"}})
     assert found(index) == ["val-000009.tar: is not in the index"]
     entries = [writer.entry] + [finished_shard(index.store, name) for name in index.names]
-    table = module._table(sorted(entries, key=lambda entry: entry.name))  # as a careless writer would
+    table = module.shard_table(sorted(entries, key=lambda entry: entry.name))  # as a careless writer would
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     index.store.put("shards.parquet", buffer.getvalue())

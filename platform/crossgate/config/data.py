@@ -97,6 +97,6 @@ class DataConfig(Config):
     prefetch: Positive = 4
     """Batches that a worker decodes ahead."""
     max_bad_clips: Count = 100
-    """Corrupt clips that are skipped before the run stops."""
+    """Corrupt clips, over all ranks, that are skipped before the run stops."""
     cache: CacheConfig = CacheConfig()
     """Where shards of a remote store are kept (local shards are read in place)."""
