@@ -242,3 +242,12 @@ def test_classifiers_of_every_kind_of_fusion_come_back(tmp_path: Path, fusion: s
     save_model(tmp_path / "m", model, about)
     again, _ = load_model(tmp_path / "m")
     assert torch.equal(model(*clips()).logits, again(*clips()).logits)
+
+
+def test_a_fusion_that_knows_raw_features_stays_behind_where_they_will_be_standardised(saved: Path) -> None:
+    result = load_encoders(MultimodalNetwork(config(), CLIP), saved, raw_fusion=False)
+    assert result.skipped == {"fusion": "it knows features that are not standardised"}
+    model = contrastive()
+    model.network.feature_mean += 0.5
+    save_model(saved, model, card())
+    assert not load_encoders(MultimodalNetwork(config(), CLIP), saved, raw_fusion=False).skipped

@@ -137,11 +137,16 @@ def build_model(card: ModelCard) -> ContrastiveModel | Classifier:
     return Classifier(MultimodalNetwork(config, card.clip, classes=len(card.classes)), card.classes)
 
 
-def load_encoders(network: MultimodalNetwork, directory: str | Path) -> WarmStart:
+def load_encoders(network: MultimodalNetwork, directory: str | Path, *, raw_fusion: bool = True) -> WarmStart:
     """Takes encoders and fusion from a model directory, or a run directory that has one, into the network.
 
     An encoder is taken where modality and backbone agree, the features' standardisation where the modalities agree,
     the fusion where its name does too; within them, each tensor whose name and shape agree.
+
+    Args:
+        network: takes them.
+        directory: gives them.
+        raw_fusion: take the fusion although it was trained on features that were not standardised.
 
     Raises:
         UserError: as `load_model`, and if not one tensor fits.
@@ -156,6 +161,9 @@ def load_encoders(network: MultimodalNetwork, directory: str | Path) -> WarmStar
     }
     result = WarmStart()
     wanted = _wanted(network, card, result)
+    if not raw_fusion and not _standardised(state) and "fusion." in wanted:
+        wanted = tuple(prefix for prefix in wanted if prefix != "fusion.")
+        result.skipped["fusion"] = "it knows features that are not standardised"
     own = network.state_dict()
     for name in own:
         if not name.startswith(wanted):
@@ -237,6 +245,11 @@ def read_card(directory: Path) -> ModelCard:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"key '{key}': {first['msg']}", where=path) from None
+
+
+def _standardised(state: Mapping[str, Tensor]) -> bool:
+    mean, scale = state.get("feature_mean"), state.get("feature_scale")
+    return mean is not None and scale is not None and bool((mean != 0).any() or (scale != 1).any())
 
 
 def _wanted(network: MultimodalNetwork, card: ModelCard, result: WarmStart) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class FinetuneTask(Task):
         super().__init__(recipe, Classifier(network, tuple(classes)))
         self.warm_start: WarmStart | None = None
         if config.init:
-            self.warm_start = load_encoders(network, config.init)
+            self.warm_start = load_encoders(network, config.init, raw_fusion=not config.features)
             self.warm_start.loaded += load_heads(self.model, config.init).loaded
             self.encoder_lr_scale = config.encoder_lr_scale
         if config.freeze:
