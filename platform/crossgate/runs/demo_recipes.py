@@ -83,7 +83,7 @@ class DemoRecipes:
             "features": str(self._folder.parent / "features"),
             "unimodal_weight": 0.5,
         }
-        tree["optim"] = {"lr": 3e-3, "weight_decay": 0.5}
+        tree["optim"] = {"lr": 3e-3, "weight_decay": 3.0}
         tree["training"] = {"epochs": 2 if self._quick else 40, "log_every": 60, "eval_every": 24, "save_every": 120}
         metric = "val/average_precision" if task == "violence" else "val/accuracy"
         tree["search"] = {"space": {"model.fusion.name": list(GATES)}, "concurrent": self._workers, "metric": metric}
