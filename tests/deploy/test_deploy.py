@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from crossgate.cli import app
 from crossgate.deploy import build, load_settings
 from crossgate.errors import UserError
 
@@ -101,8 +102,9 @@ def test_your_own_recipe_is_the_one_that_runs(tmp_path: Path, manifests: Path) -
 
 def test_the_diff_is_shown_and_nothing_is_written_unless_asked(tmp_path: Path, manifests: Path) -> None:
     def deploy(*words: str) -> str:
-        command = [sys.executable, "-m", "crossgate", "deploy", str(path), "--manifests", str(manifests), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = CliRunner().invoke(app, ["deploy", str(path), "--manifests", str(manifests), *words])
+        assert done.exit_code == 0, done.output
+        return done.output
 
     path = settings_file(tmp_path)
     shown = deploy()
