@@ -184,16 +184,38 @@ def demo(
 
 @app.command(rich_help_panel=MODELS)
 def release(
-    run: Annotated[Path, typer.Argument(help="Directory of a fine-tuning run.")],
+    run: Annotated[Path | None, typer.Argument(help="Directory of a fine-tuning run.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[release.KEY=VALUE]...", help="Over the run's recipe.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Registered model (default: crossgate-TASK).")] = "",
-    alias: Annotated[str, typer.Option(help="Alias to set on the new version.")] = "champion",
+    alias: Annotated[str, typer.Option(help="Alias to compete for (`challenger`: register only).")] = "champion",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the gate's decision; register nothing.")] = False,
+    rollback: Annotated[str, typer.Option(metavar="NAME", help="Give the alias back to the version before.")] = "",
+    to: Annotated[int, typer.Option(help="With --rollback: to this version instead.", min=0)] = 0,
     tracking_uri: Annotated[str, typer.Option(help="MLflow server (default: the run's own).")] = "",
 ) -> None:
-    """Register a fine-tuned model in MLflow with signature, example, requirements and alias."""
-    from crossgate.recipe import redacted
-    from crossgate.runs.release import release_run
+    """Register a fine-tuned model in MLflow; it becomes champion if it is not worse than the present one."""
+    if rollback:
+        from crossgate.config import TrackingConfig
+        from crossgate.registry.aliases import rollback as roll_back
 
-    released = release_run(run, name=name, alias=alias, tracking_uri=tracking_uri)
+        before, now = roll_back(rollback, TrackingConfig(uri=tracking_uri), alias=alias, to=to)
+        typer.echo(f"{rollback}: {alias} was version {before or 'none'} and is version {now}")
+        return
+    if run is None:
+        raise UserError("no run given", expected="crossgate release RUN, or --rollback NAME")
+    from crossgate.recipe import redacted
+    from crossgate.runs.release import decide_on_run, release_run
+
+    given = tuple(settings or ())
+    if dry_run:
+        decision = decide_on_run(run, name=name, alias=alias, tracking_uri=tracking_uri, settings=given)
+        typer.echo(decision.text())
+        raise typer.Exit(0 if decision.passed else 1)
+    released = release_run(run, name=name, alias=alias, tracking_uri=tracking_uri, settings=given)
+    if released.decision is not None:
+        typer.echo(released.decision.text())
     typer.echo(f"registered {released.name} version {released.version} as {released.uri}")
     typer.echo(f"next: crossgate predict {released.uri} VIDEO --tracking-uri {redacted(released.tracking_uri)}")
 

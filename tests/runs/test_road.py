@@ -134,3 +134,30 @@ def test_another_recipe_under_the_same_name_is_refused(road: Path, pretrained: P
     recipe = write_recipe(pretrained.parent / "x.yaml", tiny_tree(road, pretrained.parent, "pretrain", **sections))
     with pytest.raises(UserError, match="run.name"):
         launch(recipe)
+
+
+def test_a_weaker_challenger_is_refused_on_the_frozen_set(finetuned: Path, tmp_path: Path) -> None:
+    """The real gate between two models over the same test clips; the same weights with other noise on top."""
+    import torch
+
+    from crossgate.model.store import load_model, save_model
+    from crossgate.runs.release import decide_on_run
+
+    first = release_run(finetuned)
+    other = finetuned.parent / "weaker"
+    shutil.copytree(finetuned, other)
+    model, card = load_model(other)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight))
+    shutil.rmtree(other / "model")
+    save_model(other / "model", model, card)
+    # A dozen clips prove nothing: the gate refuses what it cannot tell, and names the numbers.
+    decision = decide_on_run(other, settings=("release.slice_clips=2",))
+    assert not decision.passed
+    assert decision.champion == first.version
+    said = "\n".join(decision.reasons)
+    for part in ("average precision", "clips of", "class fight", "forward pass", "at most 1.5"):
+        assert part in said
+    assert not (other / "gate").exists()
+    shutil.rmtree(other)

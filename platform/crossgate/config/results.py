@@ -48,9 +48,22 @@ class SearchConfig(Config):
 
 
 class ReleaseConfig(Config):
-    """The MLflow registry."""
+    """The MLflow registry, and what a version must show before it takes the place of the present one."""
 
     name: str = ""
     """Registered model's name (empty: crossgate-TASK)."""
     alias: str = "champion"
-    """Alias set on the new version."""
+    """Alias that the version gets if it passes the gate, as the first version of a name always does; the newest
+    version is `challenger` in any case."""
+    index: str = ""
+    """Index whose test splits are the frozen evaluation set (empty: the run's own `data.index`)."""
+    margin: Fraction = 0.05
+    """How much worse than the champion it could be, at the lower end of the paired 95 % interval, and still pass."""
+    slice_margin: Fraction = 0.1
+    """How much accuracy it may lose in a class, or in the clips that lack or have degraded a modality."""
+    slice_clips: Positive = 10
+    """Slices of fewer clips decide nothing."""
+    latency_ratio: Annotated[float, Field(gt=0)] = 1.5
+    """Longest forward pass of one clip, in those of the champion."""
+    latency_ms: Annotated[float, Field(ge=0)] = 0.0
+    """Longest forward pass of one clip in milliseconds, on the machine that releases (0: no such bound)."""

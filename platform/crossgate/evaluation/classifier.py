@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from crossgate.config import EvaluationConfig
 from crossgate.evaluation import classification, comparison, figures, gates
 from crossgate.evaluation.classification import Thresholds
-from crossgate.evaluation.intervals import Bootstrap, Interval
+from crossgate.evaluation.intervals import Bootstrap, Interval, mean
 from crossgate.evaluation.predictions import Predictions
 from crossgate.evaluation.report import Section
 from crossgate.evaluation.results import metric_name
+from crossgate.evaluation.slices import slices
 from crossgate.evaluation.tables import Table, bounds, number, percent, verdict
 
 NAMES = {
@@ -122,11 +123,22 @@ def evaluate_classifier(
         done.put(f"test/{name}", one)
     done.metrics |= {"test/clips": float(len(test)), "test/groups": float(bootstrap.groups)}
     done.metrics |= {f"test/chance_{name}": value for name, value in chance.items()}
+    _slices(done, test, task, classes, bootstrap)
     _result(done, test, task, classes, positive, config, thresholds, scores, chance, bootstrap)
     _comparison(done, val, test, fitted, task, classes, positive, bootstrap, seed)
     if test.weights is not None:
         _gate(done, test, task, classes, bootstrap)
     return done
+
+
+def _slices(done: Evaluation, test: Predictions, task: str, classes: Sequence[str], bootstrap: Bootstrap) -> None:
+    assert test.logits is not None
+    right = (test.logits.argmax(axis=1) == test.labels[task]).astype(np.float64)
+    for name, rows in slices(test, task, classes).items():
+        done.put(
+            metric_name("test", "slice", name, "accuracy"), bootstrap.interval(mean(np.where(rows, right, np.nan)))
+        )
+        done.metrics[metric_name("test", "slice", name, "clips")] = float(rows.sum())
 
 
 def _thresholds(

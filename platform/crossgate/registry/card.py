@@ -9,6 +9,14 @@ from typing import Any
 from crossgate.model.store import ModelCard
 
 _LONGEST = 60  # rows of a table of metrics; the rest is in the run
+# A metric stands in the first table whose prefix it has: the table of `test/` is printed after its parts' tables.
+_TABLES = (
+    ("By slice of the test groups: classes, missing and degraded modalities", "test/slice/"),
+    ("How the gate behaves on the test groups", "test/gate/"),
+    ("Against single modalities, averages and controls, on the test groups", "test/compare/"),
+    ("Measured on the test groups", "test/"),
+    ("Measured on the validation groups", "val/"),
+)
 
 
 def model_card(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> str:
@@ -28,16 +36,20 @@ def model_card(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str
         "",
         "Output, one row a clip: label, score, score of each class, gate weight of each modality, modalities used.",
         "",
+        *_data(metrics),
+        f"Digest of the weights: `{card.digest}`.",
+        "",
         *_table(
             "Lineage", ("what", "value"), [(key, str(value)) for key, value in facts.items() if value not in ("", None)]
         ),
     ]
     measured = [name for name in sorted(metrics) if not name.endswith(("_low", "_high"))]
-    for title, prefix in (("Measured on the test groups", "test/"), ("Measured on the validation groups", "val/")):
-        rows = [(name.removeprefix(prefix), _number(metrics, name)) for name in measured if name.startswith(prefix)]
+    for title, prefix in _TABLES:
+        own = [name for name in measured if name.startswith(prefix)]
+        measured = [name for name in measured if name not in own]
+        rows = [(name.removeprefix(prefix), _number(metrics, name)) for name in own]
         lines += _table(title, ("metric", "value (95 % interval by group)"), rows)
-    others = [(name, _number(metrics, name)) for name in measured if not name.startswith(("test/", "val/"))]
-    lines += _table("Also measured", ("metric", "value"), others)
+    lines += _table("Also measured", ("metric", "value"), [(name, _number(metrics, name)) for name in measured])
     lines += ["## Limits", "", *(f"- {limit}" for limit in _limits(card)), ""]
     lines += [
         "## Licence",
@@ -46,6 +58,13 @@ def model_card(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str
         "",
     ]
     return "\n".join(lines)
+
+
+def _data(metrics: Mapping[str, float]) -> list[str]:
+    if not metrics.get("test/clips"):
+        return []
+    clips, groups = round(metrics["test/clips"]), round(metrics.get("test/groups", 0))
+    return [f"Measured on {clips} test clips of {groups} groups (source videos); none of these was trained on.", ""]
 
 
 def _limits(card: ModelCard) -> list[str]:

@@ -6,13 +6,16 @@ import json
 import math
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossgate.config import ReleaseConfig, TrackingConfig
 from crossgate.errors import UserError
 from crossgate.model.store import ModelCard, model_directory, read_card
+from crossgate.registry.aliases import CHALLENGER, Decision, challenge, hand_on, holder, model_of
 from crossgate.registry.card import model_card
 from crossgate.registry.package import package_model
 from crossgate.tracking import Server, connect, deliver, known_run
@@ -33,6 +36,7 @@ class ReleasedModel:
         uri: ``models:/NAME@ALIAS``, for `load` and `mlflow.pyfunc.load_model`.
         tracking_uri: the server that has it.
         fresh: False where this very model had been released before and only the alias was set.
+        decision: of the gate; None where it was not asked.
     """
 
     name: str
@@ -41,15 +45,23 @@ class ReleasedModel:
     uri: str
     tracking_uri: str
     fresh: bool = True
+    decision: Decision | None = None
 
 
-def release(run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig) -> ReleasedModel:
-    """Registers the model of a finished fine-tuning run and sets the alias on it.
+Judge = Callable[[Path], Decision]
+"""Gets the champion's model directory and says whether the run's model may take its place."""
+
+
+def release(
+    run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig, judge: Judge | None = None
+) -> ReleasedModel:
+    """Registers the model of a finished fine-tuning run as `challenger`, and sets the alias where it passes.
 
     Args:
         run_dir: has ``model/`` and ``results.json``.
         config: name and alias.
         tracking: the server; the default is the SQLite file beside the run directory.
+        judge: asked where another version has the alias (None: nobody is asked).
 
     Raises:
         UserError: the run is not finished, not evaluated or has no classes; the server is unreachable or refuses.
@@ -61,18 +73,56 @@ def release(run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig
     if known_run(run_dir):
         deliver(run_dir, tracking)
     run_id = _run_on(server, run_dir)
-    try:
+    with _explained(server, name):
+        decision = _decide(server, name, config, card, judge)
         version = _released_before(server, name, card)
         fresh = version is None
         if version is None:
             version = _register(server, name, run_dir, run_id, card, metrics, provenance)
-        server.client.set_registered_model_alias(name, config.alias, version.version)
+        server.client.set_registered_model_alias(name, CHALLENGER, version.version)
+        if decision is None or decision.passed:
+            hand_on(server, version, config.alias, decision)
+        else:
+            challenge(server, version, decision)
+    alias = config.alias if decision is None or decision.passed else CHALLENGER
+    return ReleasedModel(name, int(version.version), alias, f"models:/{name}@{alias}", server.uri, fresh, decision)
+
+
+def decide(run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig, judge: Judge) -> Decision:
+    """Returns what `release` would decide, and registers nothing.
+
+    Raises:
+        UserError: as `release`.
+    """
+    card, _, _ = _finished_run(Path(run_dir))
+    name = config.name or f"crossgate-{card.task}"
+    server = connect(tracking, Path(run_dir).absolute().parent)
+    with _explained(server, name):
+        decision = _decide(server, name, config, card, judge)
+    return decision or Decision(True, (f"'{name}' has no {config.alias}: the first version is it",))
+
+
+def _decide(server: Server, name: str, config: ReleaseConfig, card: ModelCard, judge: Judge | None) -> Decision | None:
+    """Returns the gate's decision; None where nobody has the alias or it needs no gate."""
+    present = None if judge is None or config.alias == CHALLENGER else holder(server, name, config.alias)
+    if present is None or judge is None:
+        return None
+    number = int(present.version)
+    if present.tags.get(_DIGEST_TAG) == card.digest:
+        return Decision(True, (f"version {number}, the {config.alias}, has these very weights",), number)
+    with model_of(server, present) as folder:
+        return replace(judge(folder), champion=number)
+
+
+@contextmanager
+def _explained(server: Server, name: str) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # HTTP, database and object storage each have their own family
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"the registry refused '{name}' ({reason})", where=f"tracking.uri {server.label}") from None
-    return ReleasedModel(name, int(version.version), config.alias, f"models:/{name}@{config.alias}", server.uri, fresh)
 
 
 def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = "runs", **settings: Any) -> PyFuncModel:

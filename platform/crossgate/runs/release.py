@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import load_recipe
-from crossgate.registry.release import ReleasedModel, release
+from crossgate.registry.aliases import Decision
+from crossgate.registry.release import ReleasedModel, decide, release
+from crossgate.runs.promotion import judge
 
 
-def release_run(run: Path, *, name: str = "", alias: str = "", tracking_uri: str = "") -> ReleasedModel:
-    """Registers the model of a finished fine-tuning run.
+def release_run(
+    run: Path, *, name: str = "", alias: str = "", tracking_uri: str = "", settings: tuple[str, ...] = ()
+) -> ReleasedModel:
+    """Registers the model of a finished fine-tuning run; where its name has a champion, the gate decides.
 
     Args:
         run: its directory.
         name, alias: over the recipe's `release` section.
         tracking_uri: over the recipe's `tracking.uri`.
+        settings: ``release.KEY=VALUE`` over the recipe's.
 
     Raises:
         UserError: as `registry.release.release`.
     """
+    recipe = _recipe(run, name, alias, tracking_uri, settings)
+    return release(run, recipe.release, recipe.tracking, partial(judge, recipe, run))
+
+
+def decide_on_run(
+    run: Path, *, name: str = "", alias: str = "", tracking_uri: str = "", settings: tuple[str, ...] = ()
+) -> Decision:
+    """Returns what `release_run` would decide; registers nothing.
+
+    Raises:
+        UserError: as `release_run`.
+    """
+    recipe = _recipe(run, name, alias, tracking_uri, settings)
+    return decide(run, recipe.release, recipe.tracking, partial(judge, recipe, run))
+
+
+def _recipe(run: Path, name: str, alias: str, tracking_uri: str, settings: tuple[str, ...]) -> Recipe:
     stored = run / "recipe.yaml"
     if not stored.exists():
         raise UserError("not a run directory", where=run, expected="a folder with recipe.yaml, such as runs/NAME")
-    recipe = load_recipe(stored)
+    for one in settings:
+        if not one.startswith("release."):
+            raise UserError("not a setting of a release", where=one, expected="release.KEY=VALUE")
+    recipe = load_recipe(stored, settings)
     given = {key: value for key, value in {"name": name, "alias": alias}.items() if value}
     tracking = recipe.tracking.model_copy(update={"uri": tracking_uri} if tracking_uri else {})
-    return release(run, recipe.release.model_copy(update=given), tracking)
+    return recipe.model_copy(
+        update={"release": recipe.release.model_copy(update=given), "tracking": tracking}, deep=True
+    )

@@ -1,0 +1,148 @@
+"""The life of a name in a real MLflow: first champion, refused challenger, promoted one, back again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crossgate.config import ReleaseConfig, TrackingConfig
+from crossgate.errors import UserError
+from crossgate.model.store import build_model, read_card, save_model
+from crossgate.registry.aliases import Decision, rollback
+from crossgate.registry.release import decide, load, release
+
+NAME = "crossgate-violence"
+NO = Decision(False, ("REFUSED accuracy 0.1",))
+YES = Decision(True, ("ok      accuracy 0.9",))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Callable[[int], Path]:
+    """Finished runs of different weights, below one output folder."""
+    output = tmp_path_factory.mktemp("runs")
+
+    def make(seed: int) -> Path:
+        folder = output / f"run-{seed}"
+        if not folder.exists():
+            torch.manual_seed(seed)
+            card = read_card(model_dir)
+            save_model(folder / "model", build_model(card), card)
+            results = {"format": 1, "metrics": {"test/clips": 40.0, "test/groups": 9.0}, "provenance": {}}
+            (folder / "results.json").write_text(json.dumps(results))
+        return folder
+
+    return make
+
+
+def test_a_name_lives_through_champions(run: Callable[[int], Path], videos: Path) -> None:
+    config, tracking = ReleaseConfig(), TrackingConfig()
+    asked: list[Path] = []
+
+    def says(decision: Decision) -> Callable[[Path], Decision]:
+        def judge(champion: Path) -> Decision:
+            asked.append(champion)
+            weights = load_file(champion / "model.safetensors")
+            assert weights.keys() == load_file(run(1) / "model" / "model.safetensors").keys()
+            return decision
+
+        return judge
+
+    # The first version of a name becomes champion and needs no gate.
+    assert "first version" in decide(run(1), config, tracking, says(NO)).reasons[0]
+    first = release(run(1), config, tracking, says(NO))
+    assert (first.version, first.alias, first.decision) == (1, "champion", None)
+    assert asked == []
+
+    # A dry run says what would happen and leaves nothing behind.
+    dry = decide(run(2), config, tracking, says(NO))
+    assert (dry.passed, dry.champion) == (False, 1)
+    uri = TrackingConfig(uri=first.tracking_uri)
+    with pytest.raises(UserError, match="regist"):
+        load(f"models:/{NAME}/2", uri)
+
+    # A refused one is challenger, keeps the reason, and the champion stays.
+    refused = release(run(2), config, tracking, says(NO))
+    assert (refused.version, refused.alias, refused.uri) == (2, "challenger", f"models:/{NAME}@challenger")
+    assert champion(first.tracking_uri) == 1
+    tags = version(first.tracking_uri, 2).tags
+    assert "REFUSED accuracy 0.1" in tags["crossgate.decision"]
+
+    # Released anew, the same weights are judged anew and make no second version.
+    passed = release(run(2), config, tracking, says(YES))
+    assert (passed.version, passed.alias, passed.fresh) == (2, "champion", False)
+    assert champion(first.tracking_uri) == 2
+    assert not any(folder.exists() for folder in asked), "the champion's copies are gone"
+
+    # The champion itself needs no gate.
+    count = len(asked)
+    again = release(run(2), config, tracking, says(NO))
+    assert again.decision is not None
+    assert again.decision.passed
+    assert len(asked) == count
+
+    # Back by alias, and forth by number.
+    assert rollback(NAME, uri) == (2, 1)
+    assert load(f"models:/{NAME}@champion", uri).predict([str(videos / "mute.mp4")])["error"][0] is None
+    assert champion(first.tracking_uri) == 1
+    with pytest.raises(UserError, match="before"):
+        rollback(NAME, uri)
+    assert rollback(NAME, uri, to=2) == (1, 2)
+    with pytest.raises(UserError, match="no version 9"):
+        rollback(NAME, uri, to=9)
+    with pytest.raises(UserError, match="no version is 'champion'"):
+        rollback("nobody", uri)
+
+
+def test_the_card_says_on_what_it_was_measured(run: Callable[[int], Path], tmp_path: Path) -> None:
+    from crossgate.registry.card import model_card
+
+    card = read_card(run(1) / "model")
+    metrics = {
+        "test/clips": 40.0,
+        "test/groups": 9.0,
+        "test/accuracy": 0.8,
+        "test/slice/without_audio/accuracy": 0.7,
+        "test/slice/without_audio/accuracy_low": 0.6,
+        "test/slice/without_audio/accuracy_high": 0.8,
+        "test/gate/weight_rgb": 0.4,
+    }
+    text = model_card(card, metrics, {})
+    for part in (
+        "40 test clips of 9 groups",
+        "| without_audio/accuracy | 0.7 (0.6 to 0.8) |",
+        "| weight_rgb | 0.4 |",
+        f"`{card.digest}`",
+    ):
+        assert part in text
+
+
+def champion(uri: str) -> int:
+    from mlflow import MlflowClient
+
+    return int(MlflowClient(uri, uri).get_model_version_by_alias(NAME, "champion").version)
+
+
+def version(uri: str, number: int):
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri, uri).get_model_version(NAME, str(number))
+
+
+def test_a_champion_of_another_make_is_refused(tmp_path: Path) -> None:
+    from crossgate.registry.aliases import model_of
+    from crossgate.tracking import connect
+
+    server = connect(TrackingConfig(), tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "MLmodel").write_text("")
+    server.client.create_registered_model("other")
+    made = server.client.create_model_version("other", source=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="no model of crossgate"), model_of(server, made):
+        pass
+    shutil.rmtree(tmp_path / "other")
