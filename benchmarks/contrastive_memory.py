@@ -1,6 +1,6 @@
 """Peak memory and time of the contrast over a global batch: tiles against full matrices, in one run.
 
-    python benchmarks/contrastive_memory.py [--batch 4096 --batch 16384 ...] [--dim 512] [--tile 1024] [--repeats 3]
+    python benchmarks/contrastive_memory.py [--batch 4096 --batch 16384 ...] [--dim 512] [--tile 2048] [--repeats 2]
 
 One pair of views, every clip its own group, loss and gradients in fp32. The competitors, in alternating order in one
 run:
@@ -10,9 +10,10 @@ run:
 - full, shared: symmetric cross entropy on one matrix and its transpose, as CLIP's pseudocode: no masks;
 - open_clip: the loss of open_clip with `local_loss` and gathered gradients, where it is installed.
 
-Time is the best of the repeats, after one that does not count. Memory is the peak above what inputs and their gradients
-hold: of the allocator on a GPU; on a CPU, of the process's resident memory, each measurement in a fresh process. The
-last line is JSON with the ratios at 16,384 clips.
+Time is the best of the repeats: on a CPU, the CPU time of one thread, which other work on the machine disturbs least.
+Memory is the peak above what inputs and their gradients hold: of the allocator on a GPU; on a CPU, of the resident
+memory of a fresh process. The last line is JSON with the ratios at 16,384 clips: memory of full over tiles, time of
+tiles over full.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ import datetime
 import json
 import multiprocessing
 import platform
-import resource
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,25 +84,15 @@ def step(loss: Loss, embeddings: Tensor, scale: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-class Watch(threading.Thread):
-    """Follows the process's resident memory; its kernel-kept peak cannot be set back to zero everywhere."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self.over = resident(), threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(0.002):
-            self.peak = max(self.peak, resident())
-
-
-def resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def resident(key: str = "VmRSS") -> int:
+    """Returns the process's resident bytes now, or their peak (`VmHWM`), as Linux keeps them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
 
 def memory(name: str, tile: int, clips: int, dim: int, device: str, answer: Any = None) -> int:
     """Returns (or puts) bytes of the peak above inputs and their gradients."""
+    torch.set_num_threads(1)
     loss = competitors(tile)[name]
     step(loss, *inputs(256, dim, device))  # libraries load and threads start
     embeddings, scale = inputs(clips, dim, device)
@@ -115,12 +104,10 @@ def memory(name: str, tile: int, clips: int, dim: int, device: str, answer: Any 
         step(loss, embeddings, scale)
         found = torch.cuda.max_memory_allocated() - before
     else:
-        before, watch = resident(), Watch()
-        watch.start()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = resident()
         step(loss, embeddings, scale)
-        watch.over.set()
-        watch.join()
-        found = watch.peak - before
+        found = resident("VmHWM") - before
     if answer is not None:
         answer.put(found)
     return found
@@ -139,14 +126,16 @@ def memory_apart(*given: Any) -> int:
 
 
 def times(losses: dict[str, Loss], clips: int, dim: int, device: str, repeats: int) -> dict[str, float]:
+    for loss in losses.values():
+        step(loss, *inputs(256, dim, device))
+    clock = time.perf_counter if device == "cuda" else time.process_time
     embeddings, scale = inputs(clips, dim, device)
     found = dict.fromkeys(losses, float("inf"))
-    for turn in range(repeats + 1):
+    for _ in range(repeats):
         for name, loss in losses.items():
-            start = time.perf_counter()
+            start = clock()
             step(loss, embeddings, scale)
-            if turn:
-                found[name] = min(found[name], time.perf_counter() - start)
+            found[name] = min(found[name], clock() - start)
     return found
 
 
@@ -154,17 +143,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, action="append", help="global batch; may be given several times")
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--tile", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tile", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "contrastive_memory.md"))
     options = parser.parse_args()
+    torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
     lines = [
-        f"{datetime.date.today()}, {where}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, fp32, "
+        f"{datetime.date.today()}, {where}, one thread, PyTorch {torch.__version__}, fp32, "
         f"width {options.dim}, tiles of {options.tile}, best of {options.repeats}",
         "",
-        "| clips | loss | peak, MiB | of it as much as tiles | seconds | of them as many as tiles |",
+        "| clips | loss | peak, MiB | times that of tiles | seconds | times that of tiles |",
         "| ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     summary: dict[str, float] = {}

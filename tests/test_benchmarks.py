@@ -33,3 +33,15 @@ def test_schedule_scale_ends_with_its_figures(tmp_path: Path) -> None:
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures.keys() == {"startup_s", "rss_mb", "us_per_clip", "resume_s", "reread_pct"}
     assert "clips read by two ranks (16 ranks, 50 steps) | 0 |" in (tmp_path / "scale.md").read_text()
+
+
+@pytest.mark.slow
+def test_contrastive_memory_measures_every_loss(tmp_path: Path) -> None:
+    out = tmp_path / "memory.md"
+    options = ["--batch", "512", "--dim", "64", "--tile", "128", "--repeats", "1", "--out", out]
+    command = [sys.executable, ROOT / "benchmarks" / "contrastive_memory.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in out.read_text().splitlines() if line.startswith("| 512")]
+    assert [row.split("|")[2].strip() for row in rows][:3] == ["tiles", "full", "full, shared"]
+    assert done.stdout.splitlines()[-1] == "{}"  # nothing was judged: no batch of 16,384

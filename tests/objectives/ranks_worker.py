@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossgate.objectives.classification import cross_entropy
-from crossgate.objectives.gating import load_balance
+from crossgate.objectives.gating import concentration, load_balance
 from crossgate.objectives.infonce import Views, infonce
 from crossgate.objectives.siglip import siglip
 from crossgate.objectives.vicreg import vicreg
@@ -52,7 +52,7 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
     )
     soft = hidden.square().mean(-1).masked_fill(~present[mine], -torch.inf).softmax(-1).nan_to_num()  # (B, V)
     hard = torch.nn.functional.one_hot(soft.argmax(1), VIEWS) * present[mine]
-    uneven = load_balance(hard, soft, present[mine])
+    uneven = load_balance(hard, soft, present[mine]) + concentration(soft, present[mine])
     total = contrast.loss + 2 * tiled.loss + questions.loss + 0.1 * agreement.loss
     (total + losses.sum() + uneven).backward()
     gradients = {"weights": weights.grad, "classifier": classifier.grad, "log_scale": log_scale.grad}

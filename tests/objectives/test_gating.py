@@ -1,12 +1,14 @@
-"""The load balance of a gate that chooses, against its definition clip by clip."""
+"""What keeps gates from collapse, against the definitions clip by clip."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from crossgate.objectives.gating import load_balance
+from crossgate.objectives.gating import concentration, load_balance
 
 
 def slow(weights: Tensor, routing: Tensor, present: Tensor) -> Tensor:
@@ -64,3 +66,33 @@ def test_it_pushes_away_from_the_favourite() -> None:
 def test_no_clip_at_all_gives_zero() -> None:
     present = torch.zeros(4, 3, dtype=torch.bool)
     assert load_balance(torch.zeros(4, 3), torch.zeros(4, 3), present) == 0
+
+
+def test_concentration_equals_its_definition_in_value_and_gradient() -> None:
+    torch.manual_seed(1)
+    present = torch.rand(12, 4) > 0.4
+    present[0], present[1], present[2] = False, torch.tensor([True, False, False, False]), True
+    scores = torch.randn(12, 4, dtype=torch.float64).masked_fill(~present, -torch.inf).requires_grad_()
+    weights = scores.softmax(1).masked_fill(~present, 0)
+    terms = []
+    for b in range(12):
+        own = [weights[b, m] for m in range(4) if present[b, m]]
+        if len(own) > 1:
+            terms.append(1 + sum(w * w.log() for w in own) / math.log(len(own)))
+    expected, found = torch.stack(terms).mean(), concentration(weights, present)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (wanted,) = torch.autograd.grad(expected, weights, retain_graph=True)
+    (got,) = torch.autograd.grad(found, weights)
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_concentration_is_zero_when_even_and_one_when_collapsed_with_finite_gradients() -> None:
+    present = torch.tensor([[True, True, True], [True, True, False]])
+    assert concentration(present / present.sum(1, keepdim=True), present).item() == pytest.approx(0, abs=1e-6)
+    collapsed = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).requires_grad_()
+    found = concentration(collapsed, present)
+    assert found.item() == pytest.approx(1)
+    found.backward()
+    assert collapsed.grad is not None
+    assert collapsed.grad.isfinite().all()
+    assert concentration(collapsed, torch.zeros_like(present)) == 0

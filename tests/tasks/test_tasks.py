@@ -104,6 +104,19 @@ def test_subsets_of_modalities(small: ModuleType, clip: dict) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.network.fusion.parameters())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_keeps_gates_from_collapse_is_part_of_the_loss(small: ModuleType, kind: str) -> None:
+    losses = {}
+    for balance, entropy in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        recipe = small.recipe(kind, fusion={"name": "sparse", "balance": balance, "entropy": entropy})
+        loss, report = build_task(recipe, small.VOCABULARIES)(small.clips(recipe))
+        losses[balance, entropy] = loss.item()
+    plain = losses[0.0, 0.0]
+    assert losses[1.0, 0.0] - plain == pytest.approx(report["loss/balance"].item(), rel=1e-3)
+    assert losses[0.0, 1.0] - plain == pytest.approx(1, rel=1e-3)  # hard weights are as uneven as can be
+    assert report["loss/concentration"].item() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("objective", ["siglip", "vicreg"])
 def test_other_objectives_train_everything_too(small: ModuleType, objective: str) -> None:
     recipe = small.recipe("pretrain", pretrain={"objective": objective, "temperature": 0.1, "tile": 3})

@@ -47,6 +47,8 @@ class FusionConfig(Config):
     """Modalities that `sparse` keeps for a clip."""
     balance: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the load balance of `sparse`, without which it may fall for one modality."""
+    entropy: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a penalty on weights that are uneven (1 minus their relative entropy), against collapse."""
     modality_dropout: Fraction = 0.0
     """Probability of hiding a present modality while training; one is always kept."""
 

@@ -1,4 +1,4 @@
-"""What keeps a gate alive: the load balance of a sparse one."""
+"""What keeps a gate from collapse: the load balance of a sparse one, and the entropy of any."""
 
 from __future__ import annotations
 
@@ -30,3 +30,25 @@ def load_balance(weights: Tensor, routing: Tensor, present: Tensor) -> Tensor:
     clips = fair.sum().clamp(min=1)  # every clip that has anything adds 1
     slope = hard / torch.where(fair > 0, fair, torch.ones_like(fair)) / clips
     return global_loss((slope * routing.sum(0)).sum(), (slope * soft).sum())
+
+
+def concentration(weights: Tensor, present: Tensor) -> Tensor:
+    """Returns how far a gate's weights are from even, over the clips of the global batch that leave it a choice.
+
+    The mean of ``1 - H(g) / log n`` over the clips that have n > 1 modalities, H Shannon's entropy: 0 when even, 1 when
+    all is on one. The confidence penalty of Pereyra et al. 2017 (arXiv 1701.06548), on weights instead of classes.
+
+    Args:
+        weights: ``(B, M)``, summing to 1 over what is present.
+        present: ``(B, M)`` bool, what the gate could choose from.
+
+    Returns:
+        0-d; 0 without such clips. Its gradient, averaged over ranks, is that of the global batch.
+    """
+    exact = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    count = present.sum(1)  # (B,)
+    safe = torch.where(exact > 0, exact, torch.ones_like(exact))  # 0 log 0 is 0, its gradient would be infinite
+    even = -(safe * safe.log()).sum(1) / count.clamp(min=2).to(exact).log()
+    local = (1 - even).masked_fill(count < 2, 0).sum()
+    total, clips = sum_over_ranks(torch.stack([local.detach(), (count > 1).sum().to(exact)]))
+    return global_loss(local / clips.clamp(min=1), total / clips.clamp(min=1))

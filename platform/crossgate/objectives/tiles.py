@@ -79,9 +79,7 @@ class _TiledLogSumExp(torch.autograd.Function):
         facts: Facts = ctx.facts
         both = facts.row_present & facts.column_present[facts.offset : facts.offset + len(rows)]
         row_slope = row_slope.masked_fill(~both, 0)
-        column_slope = _concatenated(
-            column_slope.masked_fill(~both, 0)
-        )  # (N,): the other ranks' columns cross our rows
+        column_slope = _concatenated(column_slope.masked_fill(~both, 0))  # (N,), for all ranks' columns cross our rows
         row_gradient, column_gradient = torch.zeros_like(rows), torch.zeros_like(columns)
         for r, c, similarity in _tiles(rows, columns, scale, facts):
             slope = (similarity - row_sum[r, None]).exp_().mul_(row_slope[r, None])

@@ -62,8 +62,8 @@ class FinetuneTask(Task):
         )  # (1 + M,)
         fused, unimodal = losses[0], losses[1:]
         loss = fused + self.unimodal_weight * unimodal.mean()
-        loss, balance = self.balanced(loss, output.weights, output.routing, output.visible)
-        return loss, self._report(loss, losses.detach(), output, labels) | balance
+        loss, gate = self.regularised(loss, output.weights, output.routing, output.visible)
+        return loss, self._report(loss, losses.detach(), output, labels) | gate
 
     def _report(self, loss: Tensor, losses: Tensor, output: ClassifierOutput, labels: Tensor) -> Report:
         names = self.modalities

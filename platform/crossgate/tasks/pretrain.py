@@ -54,8 +54,8 @@ class PretrainTask(Task):
         pairs = self._contrast(views, everywhere, self.pairs, output.scale)
         fused = self._contrast(views, everywhere, self.fused_pairs, output.scale)
         loss = pairs.loss + self.fused_weight * fused.loss
-        loss, balance = self.balanced(loss, output.weights, output.routing, output.visible)
-        return loss, self._report(loss, pairs, fused, output, everywhere) | balance
+        loss, gate = self.regularised(loss, output.weights, output.routing, output.visible)
+        return loss, self._report(loss, pairs, fused, output, everywhere) | gate
 
     def _wanted(self, pair: tuple[int, int], core: str) -> bool:
         if core and core not in self.modalities:

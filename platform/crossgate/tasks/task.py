@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from crossgate.batch import ClipBatch
 from crossgate.config import OptimConfig, Recipe
 from crossgate.objectives.gather import sum_over_ranks
-from crossgate.objectives.gating import load_balance
+from crossgate.objectives.gating import concentration, load_balance
 from crossgate.tasks.draws import clip_draws
 
 Report = dict[str, Tensor]
@@ -61,7 +61,7 @@ class Task(nn.Module):
         self.model = model
         self.modalities = recipe.data.clip.modalities
         self.seed, self.accumulation = recipe.run.seed, recipe.engine.accumulation
-        self.balance = recipe.model.fusion.balance
+        self.fusion = recipe.model.fusion
         self.encoder_lr_scale = 1.0
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
 
@@ -88,14 +88,27 @@ class Task(nn.Module):
             self.forwards += 1
         return clip_draws(self.seed, step, batch.clip, len(self.modalities))
 
-    def balanced(
+    def regularised(
         self, loss: Tensor, weights: Tensor | None, routing: Tensor | None, visible: Tensor
     ) -> tuple[Tensor, Report]:
-        """Adds the load balance of a fusion that chooses; returns the loss and what to report. Others pass as is."""
-        if weights is None or routing is None:
-            return loss, {}
-        uneven = load_balance(weights, routing, visible)
-        return loss + self.balance * uneven, {"loss/balance": uneven.detach()}
+        """Adds what keeps a gate from collapse: the load balance of one that chooses, and the recipe's entropy.
+
+        Args:
+            loss: 0-d.
+            weights, routing: of a `FusionOutput`.
+            visible: ``(B, M)`` bool, what the gate could choose from.
+
+        Returns:
+            The loss and what to report of it.
+        """
+        report: Report = {}
+        if weights is not None and routing is not None:
+            uneven = load_balance(weights, routing, visible)
+            loss, report["loss/balance"] = loss + self.fusion.balance * uneven, uneven.detach()
+        if weights is not None and self.fusion.entropy > 0:
+            sharp = concentration(weights, visible)
+            loss, report["loss/concentration"] = loss + self.fusion.entropy * sharp, sharp.detach()
+        return loss, report
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         """Returns AdamW's groups ``{name, params, lr, weight_decay}`` over the parameters that train.
