@@ -101,19 +101,21 @@ class Collator:
             if reason:
                 bad.append(BadClip(clip.clip, clip.key, clip.shard, reason))
                 batch.present[row] = False
-                for stream in batch.streams.values():
-                    stream[row] = 0
                 for labels in batch.labels.values():
                     labels[row] = -1
+            for column, name in enumerate(batch.modalities):
+                if not batch.present[row, column]:
+                    batch.streams[name][row] = 0
         notes = list(self.reader.cache.notes) if self.reader.cache else []
         return Outcome(batch, bad, self.reader.traffic(), notes)
 
     def _empty(self, clips: list[FetchedClip]) -> ClipBatch:
+        """A batch whose streams hold anything: writing zeros first would cost as much as writing the clips."""
         size, names = len(clips), self.clip.modalities
         return ClipBatch(
             modalities=names,
             streams={
-                name: torch.zeros((size, *self.clip.shape(name)), dtype=torch.uint8 if name == "rgb" else torch.float32)
+                name: torch.empty((size, *self.clip.shape(name)), dtype=torch.uint8 if name == "rgb" else torch.float32)
                 for name in names
             },
             present=torch.zeros((size, len(names)), dtype=torch.bool),

@@ -223,9 +223,7 @@ class Index:
                     where=self.store.url,
                     expected=f"data.clip.modalities among {', '.join(m for m in counts if counts[m])}",
                 )
-        return Selection(
-            self, wanted, shards, self.clips[shards], self.digest if everything else shards_digest(table)
-        )
+        return Selection(self, wanted, shards, self.clips[shards], self.digest if everything else shards_digest(table))
 
 
 def shards_digest(table: pa.Table) -> str:
