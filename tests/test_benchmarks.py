@@ -45,3 +45,15 @@ def test_contrastive_memory_measures_every_loss(tmp_path: Path) -> None:
     rows = [line for line in out.read_text().splitlines() if line.startswith("| 512")]
     assert [row.split("|")[2].strip() for row in rows][:3] == ["tiles", "full", "full, shared"]
     assert done.stdout.splitlines()[-1] == "{}"  # nothing was judged: no batch of 16,384
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_loader_is_compared_with_webdataset(tmp_path: Path) -> None:
+    small = ["--clips", "4", "--copies", "8", "--rounds", "1", "--out", str(tmp_path / "loader.md")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "loader.py"), *small]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert {"local_vs_best", "s3_vs_best", "exactness_cost_pct", "resume_vs_start", "webdataset"} <= figures.keys()
+    assert "| local disk | crossgate |" in (tmp_path / "loader.md").read_text()
