@@ -261,6 +261,34 @@ def deploy(
         typer.echo("nothing was written: add --write")
 
 
+@app.command(rich_help_panel=MODELS)
+def watch(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a run directory or a model directory.")],
+    video: Annotated[str, typer.Argument(help="Path, or URL of a file.")],
+    label: Annotated[str, typer.Option(help="Class to watch for (default: the positive one).")] = "",
+    stride: Annotated[int, typer.Option(help="Windows that begin in one window's length.", min=1, max=16)] = 2,
+    on: Annotated[float, typer.Option(help="Score from which the alarm rings.", min=0, max=1)] = 0.7,
+    off: Annotated[float, typer.Option(help="Score below which it stops.", min=0, max=1)] = 0.5,
+    after: Annotated[int, typer.Option(help="Windows in a row that must reach it.", min=1)] = 2,
+    figure: Annotated[Path | None, typer.Option(help="PNG of scores, gate weights and pictures over time.")] = None,
+    tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
+) -> None:
+    """Slide a window over a long video: a JSON line a window as it comes, an alarm, a timeline."""
+    import json
+
+    from crossgate.runs.watch import Alarm, Watch, watched
+
+    alarm = Alarm(on, off, after)
+    watching = Watch(model, video, stride=stride, label=label, alarm=alarm, tracking_uri=tracking_uri)
+    moments = []
+    for moment in watching:
+        moments.append(moment)
+        typer.echo(json.dumps(moment.row()))
+    if figure is not None:
+        typer.echo(f"wrote {watched(figure, moments, watching)}", err=True)
+    typer.echo(f"{watching.seconds:.0f} s of video at {watching.speed:.1f} times real time", err=True)
+
+
 # ---- help ------------------------------------------------------------------------------------------------------
 
 

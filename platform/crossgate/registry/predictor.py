@@ -73,6 +73,12 @@ class Predictor:
         # Objects, since pandas would turn a text column's None into NaN.
         return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype({"start_s": float, "score": float})
 
+    def score(self, tensors: dict[str, Tensor]) -> Row:
+        """Returns the row of one clip that has been cut already (see `clips.tensors.clip_tensors`)."""
+        row = _row(0, "", 0.0)
+        self._score([(row, tensors)])
+        return row
+
     def _clips(self, items: Iterable[Any]) -> Iterator[tuple[Row, dict[str, Tensor] | None]]:
         """Yields a row for each clip with its tensors, or for each failure without."""
         limits = Limits(

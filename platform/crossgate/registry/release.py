@@ -159,6 +159,26 @@ def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = 
         sys.path[:] = paths
 
 
+@contextmanager
+def fetched(uri: str, tracking: TrackingConfig, output: str | Path = "runs") -> Iterator[Path]:
+    """Gives the model directory of a registered model, for as long as the block lasts.
+
+    Raises:
+        UserError: no such model, or the server is unreachable.
+    """
+    from mlflow.exceptions import MlflowException
+
+    server = connect(tracking, output)
+    try:
+        version = _resolved(server, uri)
+    except MlflowException as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        cure = "see its models and aliases in MLflow"
+        raise UserError(f"not in the registry ({reason})", where=uri, cure=cure) from None
+    with model_of(server, version) as folder:
+        yield folder
+
+
 def _finished_run(run_dir: Path) -> tuple[ModelCard, dict[str, float], dict[str, Any]]:
     """Returns card, metrics and provenance of a run that may be released."""
     if not run_dir.is_dir():
