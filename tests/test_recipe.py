@@ -172,3 +172,13 @@ def test_shipped_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
     text = path.read_text()
     assert f"--config jobs/recipes/{path.name}" in text
     assert f"{recipe.kind}" in text.splitlines()[1]
+
+
+def test_the_digest_counts_what_differs_from_the_defaults_only() -> None:
+    plain = parse_recipe({"kind": "pretrain"})
+    spelt_out = parse_recipe({"kind": "pretrain", "optim": {"lr": plain.optim.lr}, "model": plain.model.model_dump()})
+    assert recipe_digest(spelt_out) == recipe_digest(plain)
+    other = parse_recipe({"kind": "pretrain", "optim": {"lr": 0.5}})
+    assert recipe_digest(other) != recipe_digest(plain)
+    # What a version without the newest settings computed: a new one must not change it.
+    assert set(parse_recipe({"kind": "pretrain"}).model_dump(exclude_defaults=True)) == {"kind"}

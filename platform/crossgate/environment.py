@@ -74,15 +74,21 @@ def calm_ray(poll_seconds: float = 0.2) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks even when told not to
 
 
+def hide_gpus() -> None:
+    """For a process that was given no GPU: those of the machine belong to others. Call before torch looks for them."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def expect_no_preemption() -> None:
     """For a private cluster, whose only machine nobody takes away: Ray need not watch for that."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def worker_environment(source_root: Path) -> dict[str, str]:
-    """What Ray's workers need to import this package, whether it is installed there or not."""
+    """What Ray's workers need to import this package, installed there or not, and to cache shards where we do."""
     paths = [str(source_root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    kept = {name: os.environ[name] for name in ("CROSSGATE_CACHE",) if name in os.environ}
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), **kept}
 
 
 def snapshot() -> dict[str, str]:

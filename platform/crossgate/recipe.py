@@ -97,17 +97,28 @@ def flat_recipe(recipe: Recipe) -> dict[str, str]:
 def recipe_digest(recipe: Recipe) -> str:
     """Returns the SHA-256 of all settings that change a run's numbers; names, places and workers do not.
 
+    Only what differs from the defaults counts, so that a version with a new setting still finds earlier runs.
     A DeepSpeed JSON counts by its content. A model to start from counts by its path, without the folder that a Ray job
     unpacks what travels with it into: that has another name each time.
     """
-    tree = recipe.model_dump(mode="json", exclude=set(_OPERATIONAL))
+    tree = recipe.model_dump(mode="json", exclude=set(_OPERATIONAL), exclude_defaults=True)
     for section, keys in _OPERATIONAL_KEYS.items():
         for key in keys:
-            tree[section].pop(key)
-    tree["engine"]["deepspeed"] = _content(recipe.engine.deepspeed)
-    tree["finetune"]["init"] = _without_package(recipe.finetune.init)
-    tree["finetune"]["features"] = bool(recipe.finetune.features)
-    tree["evaluation"]["model"] = _without_package(recipe.evaluation.model)
+            tree.get(section, {}).pop(key, None)
+    tree["places"] = {
+        "deepspeed": _content(recipe.engine.deepspeed),
+        "init": _without_package(recipe.finetune.init),
+        "features": bool(recipe.finetune.features),
+        "model": _without_package(recipe.evaluation.model),
+    }
+    for section, key in (
+        ("engine", "deepspeed"),
+        ("finetune", "init"),
+        ("finetune", "features"),
+        ("evaluation", "model"),
+    ):
+        tree.get(section, {}).pop(key, None)
+    tree = {name: section for name, section in tree.items() if section != {}}
     return _sha256(json.dumps(tree, sort_keys=True).encode())
 
 

@@ -18,11 +18,12 @@ from crossgate.errors import UserError
 from crossgate.evaluation import read_results
 from crossgate.model.store import ModelCard, read_card
 from crossgate.recipe import load_recipe
-from crossgate.runs.context import run_directory
+from crossgate.runs.context import check_labels, run_directory
 from crossgate.runs.evaluate import of_model
 from crossgate.runs.finetune import selection_metric
 from crossgate.runs.predictions import rounds
 from crossgate.runs.summary import describe
+from crossgate.stream.index import Index
 
 
 def plain_tars(
@@ -151,3 +152,23 @@ def test_a_model_that_exists_is_rebuilt_without_downloads(tmp_path: Path) -> Non
     rebuilt = of_model(Recipe(kind="evaluate"), card).model
     assert not rebuilt.encoder("rgb").pretrained
     assert rebuilt.encoder("rgb").backbone == network.encoder("rgb").backbone
+
+
+def test_a_split_that_is_trained_on_cannot_be_tested_on(road: Path, tmp_path: Path) -> None:
+    tree = tiny_tree(road, tmp_path, "finetune", finetune={"task": "violence"})
+    tree["data"]["val"] = ["test"]
+    with pytest.raises(UserError, match=r"data\.test.*'test' is in data\.val as well"):
+        launch(write_recipe(tmp_path / "x.yaml", tree))
+
+
+def test_labels_are_missed_before_training_and_not_after(road: Path, tmp_path: Path, monkeypatch) -> None:
+    recipe = write_recipe(tmp_path / "x.yaml", tiny_tree(road, tmp_path, "finetune", finetune={"task": "violence"}))
+    index = Index.load(recipe.data.index)
+    monkeypatch.setattr(Index, "class_counts", lambda self, splits: {"violence": [0, 0]})
+    with pytest.raises(UserError, match=r"data\.val.*no clip of val has a label 'violence'"):
+        check_labels(index, recipe, "val", "test")
+    monkeypatch.setattr(Index, "class_counts", lambda self, splits: {"violence": [0, 7]})
+    with pytest.raises(UserError, match=r"data\.test.*one class only: 'nofight'"):
+        check_labels(index, recipe, "test")
+    recipe.finetune.positive = "riot"  # no such class: plain accuracy counts, and one class will do
+    check_labels(index, recipe, "test")

@@ -30,8 +30,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     fixed = recipe.model_copy(deep=True)
     fixed.run.output = written(recipe.run.output)
     fixed.finetune.features = written(recipe.finetune.features)
-    if recipe.tracking.uri.startswith(_SQLITE):
-        fixed.tracking.uri = _SQLITE + _absolute(recipe.tracking.uri.removeprefix(_SQLITE), _base())
+    fixed.tracking.uri = recipe.tracking.uri or environment.tracking_uri() or ""  # workers lack this variable
+    if fixed.tracking.uri.startswith(_SQLITE):
+        fixed.tracking.uri = _SQLITE + _absolute(fixed.tracking.uri.removeprefix(_SQLITE), _base())
     for section, key in (
         (fixed.data, "index"),
         (fixed.finetune, "init"),

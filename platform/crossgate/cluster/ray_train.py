@@ -15,7 +15,7 @@ from typing import Any
 from crossgate import environment
 from crossgate.cluster.meters import shown_to_prometheus
 from crossgate.cluster.paths import with_absolute_paths
-from crossgate.cluster.session import ray_session, use_threads
+from crossgate.cluster.session import ray_session, use_reserved
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import parse_recipe
@@ -36,16 +36,29 @@ def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, str] | None 
     recipe = with_absolute_paths(recipe)
     entry = entry or f"crossgate.runs.{recipe.kind}:run"
     if _here(recipe):
+        _check_gpu(recipe)
         return resolve(entry)(recipe, **(arguments or {}))
     return _launch_on_ray(recipe, entry, arguments or {})
 
 
 def _here(recipe: Recipe) -> bool:
     """Whether this process is itself a rank."""
-    launcher = recipe.cluster.launcher
-    if launcher == "auto":
-        return environment.torchrun_world() is not None or recipe.cluster.workers == 1
-    return launcher == "local"
+    if environment.torchrun_world() is not None:
+        return True
+    if recipe.cluster.launcher == "auto":  # a job's driver runs on the head, which may have no GPU and few cores
+        return recipe.cluster.workers == 1 and not environment.in_ray_job()
+    return recipe.cluster.launcher == "local"
+
+
+def _check_gpu(recipe: Recipe) -> None:
+    import torch
+
+    if recipe.cluster.gpus_per_worker and not torch.cuda.is_available():
+        raise UserError(
+            "the recipe wants a GPU and torch sees none",
+            where="cluster.gpus_per_worker",
+            cure="install a CUDA build of torch, or set it to 0 to compute on the CPU",
+        )
 
 
 def resolve(entry: str) -> Callable[..., dict[str, Any]]:
@@ -107,7 +120,7 @@ def _work(config: dict[str, Any]) -> None:
     if mail.complaints():
         return  # restarted because some rank complained: no use in trying again
     recipe = parse_recipe(config["recipe"])
-    use_threads(recipe.cluster.cpus_per_worker)
+    use_reserved(recipe.cluster.cpus_per_worker, recipe.cluster.gpus_per_worker)
     meters = shown_to_prometheus(Path(recipe.run.output) / recipe.run.name) if rank == 0 else nullcontext()
     try:
         with meters:

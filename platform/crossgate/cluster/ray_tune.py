@@ -21,7 +21,7 @@ from typing import Any
 
 from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.ray_train import launch, resolve
-from crossgate.cluster.session import ray_session, use_threads
+from crossgate.cluster.session import ray_session, use_reserved
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import dump_recipe, parse_recipe, recipe_digest, with_overrides
@@ -218,7 +218,8 @@ def _single_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     job = config["job"]
-    use_threads(job["recipe"]["search"]["cpus_per_trial"])
+    reserved = job["recipe"]["search"]
+    use_reserved(reserved["cpus_per_trial"], reserved["gpus_per_trial"])
 
     def heard(metrics: Mapping[str, float]) -> None:
         tune.report(dict(metrics))

@@ -71,11 +71,14 @@ def _connect(ray: Any, config: ClusterConfig, cpus: float) -> None:
     ray.init(address=LOCAL, num_cpus=seats, include_dashboard=False, runtime_env=runtime, **quiet)
 
 
-def use_threads(cpus: float) -> None:
-    """Computes with the CPUs that Ray reserved for this process, whatever OMP_NUM_THREADS it inherited.
+def use_reserved(cpus: float, gpus: float) -> None:
+    """Keeps this process to what Ray reserved for it.
 
-    Ranks that share cores and each take all of them wait for one another: several times slower.
+    Ranks that share cores and each take all of them (as an inherited OMP_NUM_THREADS may say) wait for one another:
+    several times slower. And a process without a reserved GPU still sees the machine's.
     """
+    if not gpus:
+        environment.hide_gpus()
     import torch
 
     torch.set_num_threads(max(1, int(cpus)))

@@ -73,7 +73,7 @@ class ClusterConfig(Config):
     workers: Positive = 1
     """Ranks. One runs in this process without Ray, unless `launcher` is ray."""
     launcher: Literal["auto", "ray", "local"] = "auto"
-    """`auto`: torchrun's world if there is one, Ray for several workers, else this process."""
+    """`auto`: Ray for several workers and in a Ray job, else this process. Under torchrun, its ranks in any case."""
     address: str = ""
     """Ray cluster (empty: the running one, else a private one on this machine)."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0

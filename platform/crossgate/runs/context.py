@@ -11,7 +11,7 @@ from typing import Literal
 from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
 from crossgate.errors import UserError, nearest
-from crossgate.evaluation import Evaluation, style, training_section, write_report, write_results
+from crossgate.evaluation import Evaluation, positive_class, style, training_section, write_report, write_results
 from crossgate.recipe import dump_recipe
 from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
@@ -133,6 +133,7 @@ def check_splits(index: Index, recipe: Recipe, required: Collection[Part], used:
         UserError: naming the recipe's key.
     """
     valid = [name for name, info in index.splits.items() if info.clips]
+    _check_apart(recipe)
     for part in PARTS:
         names: tuple[str, ...] = getattr(recipe.data, part)
         where = f"data.{part}"
@@ -147,6 +148,47 @@ def check_splits(index: Index, recipe: Recipe, required: Collection[Part], used:
                     where=where,
                     cure=f"{nearest(name, valid)}{without}",
                 )
+
+
+def _check_apart(recipe: Recipe) -> None:
+    """A score on clips that were trained on, or that chose the weights, would be no score."""
+    part_of: dict[str, Part] = {}
+    for part in PARTS:
+        for name in getattr(recipe.data, part):
+            if part_of.setdefault(name, part) != part:
+                raise UserError(
+                    f"split {name!r} is in data.{part_of[name]} as well",
+                    where=f"data.{part}",
+                    expected="splits that have no clip in common",
+                    cure=f"pack the manifest anew with a split of its own for {part}",
+                )
+
+
+def check_labels(index: Index, recipe: Recipe, *parts: Part) -> None:
+    """Checks before a supervised run that validation and test can be scored.
+
+    Raises:
+        UserError: naming the part without labels, or with clips of one class only where both are needed.
+    """
+    task = recipe.finetune.task
+    for part in parts:
+        names: tuple[str, ...] = getattr(recipe.data, part)
+        if not names or task not in index.vocabularies:  # the latter is said where the task is built
+            continue
+        classes, counts = index.vocabularies[task], index.class_counts(names)[task]
+        if not sum(counts):
+            raise UserError(
+                f"no clip of {', '.join(names)} has a label '{task}'",
+                where=f"data.{part}",
+                cure="label some of them in the manifest and pack it anew, or name another split",
+            )
+        if positive_class(classes, recipe.finetune.positive) is not None and 0 in counts:
+            raise UserError(
+                f"{', '.join(names)} has clips of one class only: '{classes[counts.index(max(counts))]}'",
+                where=f"data.{part}",
+                expected=f"both {' and '.join(classes)}",
+                cure="put a group of the other class into it and pack the manifest anew",
+            )
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class Demo:
         for task in tasks:
             gate, trials, settings = self._search(recipes, pretrained, task)
             runs[task] = self._launch(f"fine-tune {task}", recipes.finetune(trials[gate], task, gate))
-            self._compare(settings, trials, runs[task], gate)
+            self._compare(settings, trials)
         released = [self._release(task, run) for task, run in runs.items()]
         self._predict(released, manifest)
         return self._report(pretrained, runs, released)
@@ -138,13 +138,12 @@ class Demo:
             self.say(found.table())
         return found.best()["model.fusion.name"], found.directories("model.fusion.name"), recipe
 
-    def _compare(self, recipe: Recipe, trials: dict[str, Path], tuned: Path, gate: str) -> None:
+    def _compare(self, recipe: Recipe, trials: dict[str, Path]) -> None:
+        """The gates on the same frozen encoders; the fine-tuned winner's own comparison is in its report."""
         task = recipe.finetune.task
         with self._step(f"compare {task}", "one modality, their mean and each gate on the same test groups"):
             changes = {"run.name": f"compare-{task}", "tracking.enabled": False}
-            _, table, section = compare_models(
-                with_overrides(recipe, changes), {**trials, f"{gate}, fine-tuned": tuned}
-            )
+            _, table, section = compare_models(with_overrides(recipe, changes), trials)
             self.sections.append(section)
             self.tables.append(table)
 
@@ -216,6 +215,15 @@ class Demo:
         write_results(self.out / "results.json", numbers)
         for task in runs:
             self.say(_probed(task, numbers))
+            self.say(_scored(task, numbers))
+
+
+def _scored(task: str, numbers: dict[str, float]) -> str:
+    name = "average_precision" if f"{task}/test/average_precision" in numbers else "accuracy"
+    score, low, high = (100 * numbers[f"{task}/test/{name}{end}"] for end in ("", "_low", "_high"))
+    chance = 100 * numbers[f"{task}/test/chance_{name if name != 'accuracy' else 'majority'}"]
+    title = name.replace("_", " ")
+    return f"{task}: the fine-tuned model's {title} is {score:.1f} % ({low:.1f} to {high:.1f}), chance {chance:.1f} %"
 
 
 def _probed(task: str, numbers: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ from crossgate.config import Recipe
 from crossgate.evaluation import Evaluation, classifier_scores, evaluate_classifier, positive_class
 from crossgate.model.store import ModelCard, save_model
 from crossgate.recipe import recipe_digest
-from crossgate.runs.context import Part, RunContext, open_run
+from crossgate.runs.context import Part, RunContext, check_labels, open_run
 from crossgate.runs.features import FeatureLoader, keep_features
 from crossgate.runs.predictions import predict_splits
 from crossgate.tasks import build_task
@@ -34,6 +34,7 @@ def run(recipe: Recipe) -> dict[str, float]:
         UserError: for an index, a recipe or a machine that cannot do it.
     """
     with open_run(recipe, required=("train", "val")) as context:
+        check_labels(context.index, recipe, "val", "test")
         task, result = _train(context)
         done = measure(task, context)
         if done is None:
@@ -52,6 +53,7 @@ def run_trial(recipe: Recipe, heard: Heard, parent: str = "") -> dict[str, float
         parent: MLflow id of the search's run.
     """
     with open_run(recipe, parent, required=("train", "val"), used=("train", "val")) as context:
+        check_labels(context.index, recipe, "val")
         _, result = _train(context, heard)
         return {"step": result.best_step, "value": result.best_value if result.best_value is not None else math.nan}
 
