@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import av
@@ -11,6 +12,8 @@ import torch
 
 from crossgate.config import ClipConfig, EncoderConfig, FusionConfig, ModelConfig
 from crossgate.model.store import ModelCard, build_model, save_model
+
+sys.path.insert(0, str(Path(__file__).parent))  # hostile
 
 CLIP = ClipConfig(modalities=("rgb", "audio", "depth"), frames=2, size=32, seconds=1.0, mels=32)
 

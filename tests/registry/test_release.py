@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import pandas as pd
 import pytest
 import requests
+from hostile import hostile
 from mlflow import MlflowClient
 
 from crossgate.config import ReleaseConfig, TrackingConfig
@@ -233,6 +235,20 @@ def test_the_same_through_a_server_over_http(run_dir: Path, videos: Path, tmp_pa
         assert table["scores"].tolist() == Predictor(run_dir).predict([videos / "whole.mp4"])["scores"].tolist()
 
 
+_UNSENDABLE = object()
+
+
+def _as_json(item: Any) -> Any:
+    """What a client can put into JSON: bytes as base64."""
+    if isinstance(item, bytes):
+        return "data:video/mp4;base64," + base64.b64encode(item).decode()
+    try:
+        json.dumps(item, allow_nan=False)
+    except (TypeError, ValueError):
+        return _UNSENDABLE
+    return item
+
+
 @pytest.mark.slow
 def test_mlflow_serves_it_over_http(released: ReleasedModel, run_dir: Path, videos: Path, tmp_path: Path) -> None:
     port = free_port()
@@ -254,6 +270,15 @@ def test_mlflow_serves_it_over_http(released: ReleasedModel, run_dir: Path, vide
             assert good["scores"] == pytest.approx(wanted, abs=1e-5)
             assert bad["error"]
             assert bad["label"] is None
+        sent = [_as_json(item) for _, item in hostile(data, tmp_path)]
+        body = json.dumps({"inputs": [item for item in sent if item is not _UNSENDABLE]})
+        answer = requests.post(
+            f"{url}/invocations", data=body, headers={"Content-Type": "application/json"}, timeout=60
+        )
+        assert answer.status_code == 200, answer.text[:500]
+        rows = answer.json()["predictions"]
+        assert len(rows) > 180
+        assert all(row["error"] and row["label"] is None for row in rows)
         # For a model whose input is a list, MLflow's server takes no tables.
         for body in ("{", "[]", '{"dataframe_records": [{"source": "x"}]}', '{"inputs": 3}'):
             json_type = {"Content-Type": "application/json"}

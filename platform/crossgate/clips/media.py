@@ -114,8 +114,8 @@ def open_media(
             if seconds > limits.seconds:
                 raise UserError(f"lasts {seconds:.0f} s", where=where, expected=f"at most {limits.seconds:.0f} s")
             for stream in container.streams.video:
-                check_pixels(stream.width, stream.height, limits, where)
-                if stream.codec_context is not None:
+                if stream.codec_context is not None:  # else no decoder knows it, and it has no size either
+                    check_pixels(stream.width, stream.height, limits, where)
                     stream.codec_context.options = {"max_pixels": str(limits.pixels)}
             yield container
     except av.error.FFmpegError as error:
