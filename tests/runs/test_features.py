@@ -16,6 +16,7 @@ from crossgate.cluster.ray_train import launch
 from crossgate.config import DataConfig
 from crossgate.errors import UserError
 from crossgate.evaluation import read_results
+from crossgate.model.store import load_model
 from crossgate.runs import features
 from crossgate.runs.context import run_directory
 from crossgate.runs.features import FeatureLoader
@@ -120,7 +121,11 @@ def test_a_second_run_decodes_nothing(frozen, monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("a clip was decoded again")
 
     monkeypatch.setattr(features, "sequential", never)
-    assert (frozen[1]("second", unimodal_weight=0.7) / "results.json").exists()
+    directory, start = frozen
+    first, second = (load_model(run)[0].network for run in (directory, start("second", unimodal_weight=0.7)))
+    assert first.standardised
+    assert torch.equal(first.feature_mean, second.feature_mean)  # from disk as from the encoders, modality by modality
+    assert torch.equal(first.feature_scale, second.feature_scale)
 
 
 def test_features_belong_to_the_encoders_not_to_the_run(frozen) -> None:

@@ -182,10 +182,11 @@ def _read(path: Path) -> ClipBatch:
             for name in [name for name in tensors if "/" in name]:
                 kind, _, key = name.partition("/")
                 parts[kind][key] = tensors.pop(name)
+            modalities = tuple(json.loads(about["modalities"]))
             return ClipBatch(
-                modalities=tuple(json.loads(about["modalities"])),
+                modalities=modalities,
                 keys=json.loads(about["keys"]),
-                streams=parts["streams"],
+                streams={name: parts["streams"][name] for name in modalities},  # the file sorts them
                 labels=parts["labels"],
                 **tensors,
             )

@@ -100,7 +100,7 @@ def _loader(task: FinetuneTask, context: RunContext, measured: bool) -> Loader:
     network = task.to(world.device).model.network
     keep_features(network, context, parts)
     train = context.kept["train"]
-    network.standardise(torch.stack(list(train.streams.values()), dim=1), train.present)
+    network.standardise(torch.stack([train.streams[name] for name in network.modalities], dim=1), train.present)
     return FeatureLoader(
         train,
         recipe.data,
