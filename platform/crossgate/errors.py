@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 _STREAM = re.compile("inline_container|iostream error")  # torch.save's words for a file that takes no more
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class UserError(Exception):
@@ -55,7 +59,9 @@ def writing(what: str, where: object) -> Iterator[None]:
         reason = _refusal(error)
         if reason is None:
             raise
-        raise UserError(f"cannot write {what} ({reason})", where=where, cure="free some space") from None
+        full = not isinstance(error, OSError) or error.errno in _FULL
+        cure = "free some space" if full else "check the path and who may write there"
+        raise UserError(f"cannot write {what} ({reason})", where=where, cure=cure) from None
 
 
 def _refusal(error: Exception) -> str | None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny_run import TinyTask, tiny_recipe
+from tiny_run import TinyTask, run_fit, tiny_recipe
 
 from crossgate.errors import UserError
 from crossgate.training.engine import build_engine, deepspeed_settings
@@ -134,3 +134,34 @@ def test_alone_a_flag_answers_at_once():
     flag = Flag(ALONE)
     assert not flag(False)
     assert flag(True)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GB200", None),
+    ],
+)
+def test_a_card_is_known_by_whole_words_of_its_name(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), "bf16") == peak
+
+
+def test_deepspeed_does_not_wait_for_the_gpu_to_time_it(tmp_path):
+    engine = build_engine(TinyTask(), tiny_recipe(tmp_path, "x"), current_world())
+    assert not engine.tput_timer.config.enabled
+    engine.destroy()
+
+
+def test_what_the_device_still_owes_is_counted_in_the_last_step_before_a_log_line(tmp_path, monkeypatch):
+    seen = []
+    settle, step = Window.settle, Meters.step
+    monkeypatch.setattr(Window, "settle", lambda self: (seen.append("settle"), settle(self)))
+    monkeypatch.setattr(Meters, "step", lambda self: (seen.append("step"), step(self)))
+    run_fit(tiny_recipe(tmp_path, "x", training={"steps": 4, "log_every": 2, "save_every": 4}), validated=False)
+    assert seen[:4] == ["step", "settle", "step", "settle"]

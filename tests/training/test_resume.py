@@ -243,3 +243,28 @@ def test_a_checkpoint_of_another_version_of_the_model_is_refused_in_one_line(cop
     monkeypatch.setattr("tiny_run.TinyTask", Grown)
     with pytest.raises(UserError, match=r"weights are not this model's.*new_in_this_version.*version that wrote it"):
         run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)
+
+
+def test_a_finished_run_whose_best_weights_are_damaged_ends_with_its_last(copied, capsys):
+    manifest_path = copied / "checkpoints" / "step-00000012" / "manifest.json"
+    best = json.loads(manifest_path.read_text())["best_step"]
+    if best == 12:  # make an earlier one the best, as a worse last validation would have
+        best = 8
+        manifest = json.loads(manifest_path.read_text()) | {"best_step": best}
+        del manifest["files"]["weights.safetensors"]
+        manifest_path.write_text(json.dumps(manifest))
+        (manifest_path.parent / "weights.safetensors").unlink()
+        with next((copied / "checkpoints" / "step-00000008" / "state").iterdir()).open("ab") as file:
+            file.write(b"x")
+    else:
+        with (copied / "checkpoints" / f"step-{best:08d}" / "weights.safetensors").open("ab") as file:
+            file.write(b"x")
+    result = run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)
+    assert (result.step, result.best_step) == (12, 12)
+    assert f"forgot the best checkpoint so far, of step {best}" in capsys.readouterr().err
+
+
+def test_a_run_directory_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write the run's folder .*check the path"):
+        run_fit(tiny_recipe(tmp_path / "file", "run"))

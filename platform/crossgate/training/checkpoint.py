@@ -94,10 +94,11 @@ def claim_run_dir(run_dir: Path, recipe: Recipe, world: World) -> None:
         raise _other_recipe(run_dir, recipe)
     world.barrier()
     if world.leads:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for leftover in (run_dir / "checkpoints").glob(".*-step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        _write_atomically(stored, dump_recipe(_with_own_settings(recipe, run_dir)))
+        with writing("the run's folder", run_dir):
+            (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+            for leftover in (run_dir / "checkpoints").glob(".*-step-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            _write_atomically(stored, dump_recipe(_with_own_settings(recipe, run_dir)))
     world.barrier()
 
 
@@ -152,6 +153,11 @@ def damage_of(run_dir: Path, step: int) -> str | None:
     except Damaged as damage:
         return str(damage)
     return None
+
+
+def has_weights(run_dir: Path, step: int) -> bool:
+    """Whether the checkpoint of a step holds the whole task."""
+    return (_path(run_dir, step) / WEIGHTS).exists()
 
 
 def load_weights(run_dir: Path, step: int) -> dict[str, Tensor]:

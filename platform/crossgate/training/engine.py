@@ -114,6 +114,7 @@ def deepspeed_settings(recipe: Recipe, world: World) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 62,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice a micro-batch
     }
     return _merged(settings, user_settings(config.deepspeed)) if config.deepspeed else settings
 

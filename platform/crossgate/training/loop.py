@@ -23,6 +23,7 @@ from crossgate.training.checkpoint import (
     Manifest,
     claim_run_dir,
     damage_of,
+    has_weights,
     load_weights,
     newest_whole,
     prune,
@@ -30,7 +31,7 @@ from crossgate.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from crossgate.training.engine import build_engine
+from crossgate.training.engine import build_engine, full_weights
 from crossgate.training.meters import Meters, peak_flops
 from crossgate.training.metrics import MetricsFile
 from crossgate.training.progress import ProgressLine
@@ -219,7 +220,7 @@ class _Run:
         while self.step < self.total:
             self._train_step(batches)
             last = self.step == self.total
-            if last or self.step % self.recipe.training.log_every == 0:
+            if self._logs():
                 self._log()
             if self.validate and (last or self.step % self.eval_every == 0):
                 self._validate()
@@ -240,7 +241,12 @@ class _Run:
             self.engine.backward(loss)
             self.engine.step()
             self.window.add(self.step, batch.keys, loss, report)
+        if self._logs():
+            self.window.settle()  # the device has done what it was given before the clock is read
         self.meters.step()
+
+    def _logs(self) -> bool:
+        return self.step == self.total or self.step % self.recipe.training.log_every == 0
 
     def _forward(self, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Runs the task; once a start also counts its FLOPs, where a peak to compare them with is known."""
@@ -320,8 +326,11 @@ class _Run:
         """Gives the caller's task the best weights and lets the engine go."""
         best = self.best_step or self.step
         self.world.barrier()
+        # A forgotten best leaves the last step's weights, which a checkpoint that was not the best has no file of.
+        kept = self.world.from_leader(has_weights(self.run_dir, best) if self.world.leads else None)
+        last = None if kept else self.world.from_leader(full_weights(self.engine, self.world))
         self.engine.destroy()
-        self.task.load_state_dict(load_weights(self.run_dir, best))
+        self.task.load_state_dict(load_weights(self.run_dir, best) if last is None else last)
         self.task.to(self.world.device)
         model_dir = self.run_dir / "model"
         if save_model and self.world.leads:

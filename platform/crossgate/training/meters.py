@@ -19,6 +19,7 @@ _BF16_PEAKS = {
     "L4": 121e12,
     "L40S": 362e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
@@ -29,8 +30,9 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """Returns the dense peak of the device in FLOP/s, or None where it is not known."""
     if device.type != "cuda" or precision != "bf16":
         return None
-    words = torch.cuda.get_device_name(device)
-    known = [name for name in _BF16_PEAKS if name in words]
+    # Whole words: "L40" is no L4. Other cards are told apart by further words, so the longest name wins.
+    words = f" {torch.cuda.get_device_name(device).replace('-', ' ')} "
+    known = [name for name in _BF16_PEAKS if f" {name} " in words]
     return _BF16_PEAKS[max(known, key=len)] if known else None
 
 

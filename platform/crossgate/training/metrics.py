@@ -20,8 +20,9 @@ class MetricsFile:
         self._path = run_dir / "metrics.jsonl"
         kept = [line for line in read_metrics(run_dir) if line["step"] <= resume_step]
         partial = self._path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self._path)
+        with writing("the metrics", self._path):
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial.replace(self._path)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a line.
