@@ -82,6 +82,8 @@ BAD = {
     "path\na.mp4\n./a.mp4\n": "line 3: a.mp4 is also on line 2",
     "path,split,group\na.mp4,train,g\nb.mp4,test,g\n": "line 3: group 'g' is in split 'test', and on line 2 in 'train'",
     "path,degraded_rgb\na.mp4,dark\n": "line 2: degraded_rgb is 'dark'",
+    "path,degraded_rgb\na.mp4,7\n": "line 2: degraded_rgb is '7'; expected a number from 0 to 1",
+    "path,degraded_rgb\na.mp4,nan\n": "line 2: degraded_rgb is 'nan'",
     "path,depth_path,depth_unit\na.mp4,b.mkv,inch\n": "line 2: unknown depth unit 'inch'",
 }
 

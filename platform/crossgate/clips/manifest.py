@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -232,7 +233,9 @@ def _degraded(cells: Mapping[str, str], where: str) -> dict[str, float]:
             try:
                 found[name] = float(text)
             except ValueError:
-                raise UserError(f"degraded_{name} is '{text}'", where=where, expected="a number from 0 to 1") from None
+                found[name] = math.nan
+            if not 0 <= found[name] <= 1:
+                raise UserError(f"degraded_{name} is '{text}'", where=where, expected="a number from 0 to 1")
     return found
 
 
