@@ -42,6 +42,11 @@ def home() -> Path | None:
     return Path(value) if value else None
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: those of the machine where the system keeps no list of them (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_ray_job() -> bool:
     """Whether this process was started by `ray job submit`, in a working folder that is thrown away."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +66,7 @@ def _connect(ray: Any, config: ClusterConfig, cpus: float) -> None:
                     cure="start it, or set cluster.address=local for one of this machine's own",
                 ) from None
     environment.expect_no_preemption()
-    seats = max(math.ceil(cpus), os.cpu_count() or 1)
+    seats = max(math.ceil(cpus), environment.usable_cores())
     ray.init(address=LOCAL, num_cpus=seats, include_dashboard=False, runtime_env=runtime, **quiet)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, field_validator
 
+from crossgate import environment
 from crossgate.clips.codec import CODECS
 from crossgate.clips.depth import Estimator, load_estimator
 from crossgate.clips.extract import RawClip, iter_clips
@@ -306,7 +306,7 @@ def _pack_here(
     store: Store, todo: Sequence[Unit], settings: PackSettings, step: Callable[[int], None]
 ) -> dict[str, UnitReport]:
     """Packs units in processes of this machine, or in this one if that is enough."""
-    workers = min(settings.workers or len(os.sched_getaffinity(0)), len(todo))
+    workers = min(settings.workers or environment.usable_cores(), len(todo))
     reports: dict[str, UnitReport] = {}
     if workers <= 1:
         counted = count(1)

@@ -109,7 +109,7 @@ def check(
 
 def _all_shards(index: Index, fast: bool, workers: int, decode: Decode | None) -> Iterator[_ShardReport]:
     numbers = range(len(index.names))
-    workers = min(workers or len(os.sched_getaffinity(0)), len(numbers))
+    workers = min(workers or environment.usable_cores(), len(numbers))
     if workers <= 1:
         yield from (_check_shard(index, number, fast, decode) for number in numbers)
         return

@@ -11,6 +11,7 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
+from crossgate import environment
 from crossgate.clips.synth.clip import record
 from crossgate.clips.synth.degrade import KINDS, find
 from crossgate.clips.synth.files import write_depth, write_video
@@ -72,7 +73,7 @@ def generate(
         _claim(out, arguments)
         plans = [plan_clip(seed, index, clips_per_group, degraded) for index in range(clips)]
         splits = plan_splits(seed, clips, clips_per_group, {"val": val, "test": test, "unlabelled": unlabelled})
-        _render_missing(out, plans, (seed, size, fps, seconds), workers or os.cpu_count() or 1, progress)
+        _render_missing(out, plans, (seed, size, fps, seconds), workers or environment.usable_cores(), progress)
         return _write_manifest(out, plans, splits, size, fps, seconds)
     except OSError as error:
         raise UserError(
