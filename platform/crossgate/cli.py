@@ -205,9 +205,11 @@ def release(
         return
     if run is None:
         raise UserError("no run given", expected="crossgate release RUN, or --rollback NAME")
+    from crossgate.cluster.paths import read
     from crossgate.recipe import redacted
     from crossgate.runs.release import decide_on_run, release_run
 
+    run = Path(read(str(run)))  # in a Ray job runs lie elsewhere
     given = tuple(settings or ())
     if dry_run:
         decision = decide_on_run(run, name=name, alias=alias, tracking_uri=tracking_uri, settings=given)
@@ -225,13 +227,22 @@ def predict(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a run directory or a model directory.")],
     videos: Annotated[list[str], typer.Argument(help="Paths or URLs.")],
     depth: Annotated[list[str] | None, typer.Option(help="Depth file of each video, in the same order.")] = None,
+    depth_unit: Annotated[
+        str, typer.Option(help="What one step of a depth file means: mm, cm, m or relative_8bit.")
+    ] = "mm",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a clip.")] = False,
     tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
 ) -> None:
     """Label videos: scores, gate weights and the modalities that were used, one row a clip."""
+    from crossgate.clips.depth import MILLIMETRES
+    from crossgate.cluster.paths import read
     from crossgate.runs.predict import format_rows, json_rows, predict_videos
 
-    frame = predict_videos(model, videos, depth=depth, tracking_uri=tracking_uri)
+    if depth_unit not in MILLIMETRES:
+        raise UserError(f"unknown depth unit '{depth_unit}'", where="--depth-unit", expected=" or ".join(MILLIMETRES))
+    units = [depth_unit] * len(videos)
+    model = model if model.startswith("models:/") else read(model)
+    frame = predict_videos(model, videos, depth=depth, units=units, tracking_uri=tracking_uri)
     if as_json:
         typer.echo("\n".join(json_rows(frame)))
     else:
@@ -335,16 +346,19 @@ def _run(kind: str, config: Path, overrides: list[str] | None) -> None:
             expected=f"kind '{kind}'",
             cure=f"run `crossgate {recipe.kind} --config {config}`",
         )
+    from crossgate.cluster.paths import with_absolute_paths
+    from crossgate.runs.summary import describe, describe_search
+
     if kind == "search":
         from crossgate.cluster.ray_tune import search as run_search
 
+        recipe = with_absolute_paths(recipe)
         result = run_search(recipe)
         typer.echo(result.table())
         result.best()  # a search without a winner has failed, and says why
+        typer.echo(describe_search(recipe, Path(result.trials[0].directory)))
         return
-    from crossgate.cluster.paths import with_absolute_paths
     from crossgate.cluster.ray_train import launch
-    from crossgate.runs.summary import describe
 
     recipe = with_absolute_paths(recipe)  # in a Ray job relative ones start elsewhere
     ended = describe(recipe, launch(recipe))

@@ -5,7 +5,6 @@ Each step goes on where an earlier call was stopped: clips, shards and runs that
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from crossgate import environment
 from crossgate.clips.synth import generate
 from crossgate.config import Recipe
 from crossgate.errors import UserError
@@ -110,7 +110,7 @@ class Demo:
         return index
 
     def _recipes(self, index: Index) -> DemoRecipes:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = environment.usable_cores()
         splits = tuple(name for name in ("train", "unlabelled") if name in index.splits)
         return DemoRecipes(
             self.out / "recipes",
@@ -155,14 +155,15 @@ class Demo:
 
     def _predict(self, released: list[ReleasedModel], manifest: Path) -> None:
         with self._step("predict", "on clips that no run has seen"):
-            videos, depth = self._fresh_videos(manifest)
+            videos, depth, units = self._fresh_videos(manifest)
             for model in released:
-                frame = predict_videos(model.uri, videos, depth=depth, tracking_uri=model.tracking_uri)
+                frame = predict_videos(model.uri, videos, depth=depth, units=units, tracking_uri=model.tracking_uri)
                 text = format_rows(frame)
                 self.say(f"{model.uri}\n{text}\n")
                 self.sections.append(Section(f"Predictions of {model.name}", code=text))
 
-    def _fresh_videos(self, manifest: Path) -> tuple[list[str], list[str] | None]:
+    def _fresh_videos(self, manifest: Path) -> tuple[list[str], list[str] | None, list[str]]:
+        """Returns videos, the depth file of each if any has one, and what a step of it means."""
         from crossgate.clips.manifest import read_manifest
 
         if self.corpus is None:
@@ -170,7 +171,7 @@ class Demo:
         every = read_manifest(manifest).rows
         rows = [row for row in every if self.corpus is None or row.split == "test"][:FRESH]
         depth = [str(row.depth_path or "") for row in rows]
-        return [str(row.path) for row in rows], depth if any(depth) else None
+        return [str(row.path) for row in rows], depth if any(depth) else None, [row.depth_unit for row in rows]
 
     # ---- words -------------------------------------------------------------------------------------------------
 

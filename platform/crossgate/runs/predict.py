@@ -19,7 +19,12 @@ from crossgate.registry.release import load
 
 
 def predict_videos(
-    model: str, videos: Sequence[str], *, depth: Sequence[str] | None = None, tracking_uri: str = ""
+    model: str,
+    videos: Sequence[str],
+    *,
+    depth: Sequence[str] | None = None,
+    units: Sequence[str] | None = None,
+    tracking_uri: str = "",
 ) -> pd.DataFrame:
     """Returns one row a clip, as `registry.predictor.Predictor.predict`.
 
@@ -27,6 +32,7 @@ def predict_videos(
         model: ``models:/NAME@ALIAS``, or the directory of a run or model.
         videos: paths or URLs.
         depth: a depth file for each video; empty where there is none.
+        units: what one step of each depth file means (None: millimetres).
         tracking_uri: server of a registered model.
 
     Raises:
@@ -35,8 +41,8 @@ def predict_videos(
     if depth and len(depth) != len(videos):
         raise UserError(f"{len(depth)} depth files for {len(videos)} videos", where="--depth", expected="one each")
     items = [
-        {"source": video, "depth": beside} if beside else {"source": video}
-        for video, beside in zip(videos, depth or [""] * len(videos))
+        {"source": video, "depth": beside, "depth_unit": unit} if beside else {"source": video}
+        for video, beside, unit in zip(videos, depth or [""] * len(videos), units or ["mm"] * len(videos), strict=True)
     ]
     if model.startswith("models:/"):
         return cast(pd.DataFrame, load(model, TrackingConfig(uri=tracking_uri)).predict(pd.DataFrame(items)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from crossgate import environment
 from crossgate.config import Recipe
@@ -37,6 +38,24 @@ def describe(recipe: Recipe, metrics: Mapping[str, float]) -> str:
     lines = [f"run      {directory}", f"report   {directory / 'report.html'}"]
     lines += [f"{_number(metrics, name):<27}{title}" for name, title in _headlines(metrics).items()]
     return "\n".join([*lines, *(f"next: {step}" for step in _next(recipe, metrics))])
+
+
+def describe_search(recipe: Recipe, best: Path) -> str:
+    """Returns the last lines of a search: where it is, and how to fine-tune on from its best trial.
+
+    Args:
+        recipe: of the search.
+        best: run directory of the best trial.
+    """
+    directory = run_directory(recipe)
+    place = f"run.name={recipe.finetune.task}-{directory.name} run.output={recipe.run.output}"
+    settings = f"{place} finetune.init={best}"
+    if recipe.finetune.freeze:  # its encoders have not learnt the task yet
+        settings += " finetune.freeze=false"
+    if recipe.finetune.features:
+        settings += " finetune.features='\"\"'"  # YAML's empty text, through the shell
+    step = f"next: crossgate finetune --config {best / 'recipe.yaml'} {settings}"
+    return "\n".join([f"run      {directory}", f"best     {best}", step])
 
 
 def _headlines(metrics: Mapping[str, float]) -> dict[str, str]:
