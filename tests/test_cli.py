@@ -58,6 +58,9 @@ def test_help_is_quick_to_import() -> None:
         (["pack", "mine.csv", "out", "--modalities", "rbg"], ["modalities", "did you mean 'rgb'", "pack --help"]),
         (["pack", "mine.csv", "out", "--short-side", "8"], ["short_side", "16", "found 8", "pack --help"]),
         (["pack", "mine.csv", "out", "--seconds", "nan"], ["seconds", "pack --help"]),
+        (["pretrain", "-c", "mine.yaml", "run.name=../x"], ["run.name", "pattern"]),
+        (["pretrain", "-c", "mine.yaml", "optim.lr=.inf"], ["optim.lr", "finite"]),
+        (["predict", "nowhere", "video.mp4", "--depth-unit", "miles"], ["--depth-unit", "mm or"]),
         (["check", "nowhere"], ["nowhere"]),
         (["predict", "nowhere", "video.mp4"], ["nowhere"]),
         (["release", "nowhere"], ["nowhere"]),
@@ -78,7 +81,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, arguments: list[str]
 
 def test_explain_names_types_and_defaults() -> None:
     done = crossgate("explain", "data.clip")
-    assert "frames  [default 8]" in done.stdout
+    assert "frames  [default 8; int >= 1]" in done.stdout
 
 
 def test_version() -> None:

@@ -36,11 +36,11 @@ def test_every_key_of_a_section_is_told_with_what_it_means(section: str) -> None
 
 
 def test_defaults_are_those_of_the_settings() -> None:
-    assert f"lr  [default {Recipe(kind='pretrain').optim.lr!r}]" in explain("optim")
+    assert f"lr  [default {Recipe(kind='pretrain').optim.lr!r}; float > 0" in explain("optim")
 
 
 def test_sections_within_sections() -> None:
-    assert "frames  [default 8]" in explain("data.clip")
+    assert "frames  [default 8; int >= 1]" in explain("data.clip")
 
 
 def test_fusions_are_all_there() -> None:
@@ -52,3 +52,10 @@ def test_fusions_are_all_there() -> None:
 def test_a_section_that_is_none_names_the_nearest(section: str, fragment: str) -> None:
     with pytest.raises(UserError, match=fragment):
         explain(section)
+
+
+def test_types_choices_and_bounds_are_told() -> None:
+    assert "zero_stage  [default 1; 0 | 1 | 2 | 3]" in explain("engine")
+    assert "size  [default 112; int >= 16 <= 1024]" in explain("data.clip")
+    assert "; list of str]" in explain("data.clip")
+    assert "; mapping of str, list]" in explain("search")

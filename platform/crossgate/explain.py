@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal, get_args, get_origin
+
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -43,7 +45,33 @@ def _line(name: str, field: FieldInfo) -> str:
     if _inner(field):
         return f"  {name}:  {about} (`crossgate explain` this section for its keys)"
     default = "required" if field.is_required() else f"default {field.default!r}"
-    return f"  {name}  [{default}]  {about}"
+    return f"  {name}  [{default}; {_type(field)}]  {about}"
+
+
+def _type(field: FieldInfo) -> str:
+    """Returns the type or the choices of a setting, with its bounds."""
+    annotation: Any = field.annotation
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(choice) for choice in get_args(annotation))
+    kind = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else _generic(annotation)
+    return " ".join([kind, *(words for bound in field.metadata if (words := _bound(bound)))])
+
+
+def _generic(annotation: Any) -> str:
+    """Returns a container's type in words: ``list of str``."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _generic(inner[0])
+    if not inner:
+        return str(getattr(annotation, "__name__", annotation))
+    names = ", ".join(_generic(part) for part in inner if part is not Ellipsis)
+    outer = get_origin(annotation)
+    return f"{'list' if outer in (list, tuple) else 'mapping' if outer is dict else outer} of {names}"
+
+
+def _bound(bound: Any) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return " ".join(f"{sign} {getattr(bound, name)}" for name, sign in signs.items() if hasattr(bound, name))
 
 
 def _fusions() -> str:

@@ -27,6 +27,7 @@ _OPERATIONAL_KEYS = {
 _NAMED_BY_INDEX = ("evaluate", "search")
 # Files that travel with a Ray job lie below this folder, in one named by the package's hash.
 _TRAVELLED = "working_dir_files"
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 HIDDEN = "***"
 """What stands in stored files and messages for a user name and password."""
 
@@ -50,7 +51,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         _override(tree, override)
     recipe = parse_recipe(tree, where=str(path))
     if not recipe.run.name:
-        recipe.run.name = f"{recipe.kind}-{path.stem}-{_name_digest(recipe)[:8]}"
+        recipe.run.name = f"{recipe.kind}-{re.sub(_NOT_IN_NAMES, '-', path.stem)}-{_name_digest(recipe)[:8]}"
     return recipe
 
 

@@ -14,4 +14,4 @@ Count = Annotated[int, Field(ge=0)]
 class Config(BaseModel):
     """Common ground: unknown keys are errors, field docstrings are the help."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from crossgate.config.base import Config, Count
 from crossgate.config.data import DataConfig
@@ -19,7 +19,7 @@ Kind = Literal["pretrain", "finetune", "evaluate", "search"]
 class RunConfig(Config):
     """Name and place of the run."""
 
-    name: str = ""
+    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$")] = ""
     """Run name (empty: kind, recipe file and a digest of the settings, so that a resubmitted job resumes)."""
     output: str = "runs"
     """Folder that holds run directories."""
