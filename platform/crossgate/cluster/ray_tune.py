@@ -23,7 +23,7 @@ from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.ray_train import launch, resolve
 from crossgate.cluster.session import ray_session, use_reserved
 from crossgate.config import Recipe
-from crossgate.errors import UserError
+from crossgate.errors import UserError, writing
 from crossgate.recipe import dump_recipe, parse_recipe, recipe_digest, with_overrides
 from crossgate.runs.context import open_index
 from crossgate.tracking import open_tracker, pinned
@@ -107,8 +107,9 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
     recipe = with_absolute_paths(recipe)
     run_dir = Path(recipe.run.output) / recipe.run.name
     trials = plan(recipe)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    with writing("the run's folder", run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
     with open_tracker(recipe, run_dir) as tracker:
         waiting = [record for record, _ in trials if read_record(record).status != "finished"]
         if waiting:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
-from crossgate.errors import UserError, nearest
+from crossgate.errors import UserError, nearest, writing
 from crossgate.evaluation import Evaluation, positive_class, style, training_section, write_report, write_results
 from crossgate.recipe import dump_recipe
 from crossgate.stream.index import Index
@@ -72,22 +72,24 @@ class RunContext:
         training_section(done, read_metrics(self.directory))
         self._note_bad_clips(done)
         folder = self.directory / "figures"
-        folder.mkdir(exist_ok=True)
-        for stem, figure in done.figures.items():
-            (folder / f"{stem}.png").write_bytes(style.png(figure))
         provenance = self.provenance()
-        report = write_report(
-            self.directory / "report.html",
-            title,
-            done.sections,
-            summary=done.summary,
-            recipe=dump_recipe(self.recipe),
-            provenance=provenance,
-        )
+        with writing("the report", self.directory):
+            folder.mkdir(exist_ok=True)
+            for stem, figure in done.figures.items():
+                (folder / f"{stem}.png").write_bytes(style.png(figure))
+            report = write_report(
+                self.directory / "report.html",
+                title,
+                done.sections,
+                summary=done.summary,
+                recipe=dump_recipe(self.recipe),
+                provenance=provenance,
+            )
         self.tracker.log_metrics(done.metrics, step)
         self.tracker.log_artifact(folder)
         self.tracker.log_artifact(report)
-        write_results(self.directory / "results.json", done.metrics, provenance)  # last: it marks the run finished
+        with writing("the results", self.directory):
+            write_results(self.directory / "results.json", done.metrics, provenance)  # last: it marks the run finished
         self.tracker.log_artifact(self.directory / "results.json")
 
     def _note_bad_clips(self, done: Evaluation) -> None:
@@ -209,7 +211,8 @@ def open_run(
     check_splits(index, recipe, required, used)
     world = current_world()
     directory = run_directory(recipe)
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing("the run's folder", directory):
+        directory.mkdir(parents=True, exist_ok=True)
     tags = {"index_url": recipe.data.index, "index_digest": index.digest}
     with open_tracker(recipe, directory, world.rank, tags=tags, parent=parent) as tracker:
         yield RunContext(recipe, world, directory, index, tracker)
