@@ -88,6 +88,13 @@ def test_a_bad_space_is_refused_before_anything_starts(tmp_path, space, complain
     assert not (tmp_path / "study").exists()
 
 
+def test_a_search_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_tune, "open_index", lambda recipe: SimpleNamespace(digest="1"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write the run's folder .*check the path"):
+        search(search_recipe(tmp_path / "file"), "tiny_run:run_trial")
+
+
 def test_the_leaderboard_puts_failures_last_and_keeps_their_reason(tmp_path):
     def record(name: str, **fields) -> TrialRecord:
         return TrialRecord(name, {"model.fusion.name": name}, str(tmp_path / name), **fields)
