@@ -235,7 +235,8 @@ def _probe_section(
     sentence = (
         f"A linear probe on the frozen features of all modalities side by side names the {task} of "
         f"{percent(head.accuracy.value)} of {len(test)} test clips from {bootstrap.groups} groups "
-        f"(95 % interval {bounds(head.accuracy)}); the commonest class gives {percent(chance['majority'])}, guessing {percent(chance['uniform'])}: "
+        f"(95 % interval {bounds(head.accuracy)}); the commonest class gives "
+        f"{percent(chance['majority'])}, guessing {percent(chance['uniform'])}: "
         f"{verdict(head.accuracy, max(chance.values()))}."
     )
     if head.random is not None and head.gain is not None:
