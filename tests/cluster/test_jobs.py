@@ -104,7 +104,13 @@ class Submitter:
         return [*map(str, words), "python", f"jobs/{job}.py", "--config", str(recipe)]
 
     def __call__(self, job: str, recipe: Path) -> str:
-        done = subprocess.run(self.command(job, recipe), capture_output=True, text=True, timeout=400, env=environment())
+        for _ in range(20):
+            done = subprocess.run(
+                self.command(job, recipe), capture_output=True, text=True, timeout=400, env=environment()
+            )
+            if "No available agent to submit job, please try again later" not in done.stderr:
+                break
+            time.sleep(2)  # the head answers before its agent does
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         return done.stdout + done.stderr
 

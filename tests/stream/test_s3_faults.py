@@ -82,7 +82,8 @@ def test_an_epoch_through_every_fault_is_complete_and_exact(proxy, corpus, make_
     assert found == expected
     assert sorted(clip for clips, _ in found for clip in clips) == list(range(240))
     assert set(proxy.injected) == set(FAULTS) or cached, "an epoch of so few requests did not meet them all"
-    assert loader.meters()["data/retries"] >= 2, "requests that fail together are repeated together"
+    # Whole shards are few requests, and those that fail together are repeated together.
+    assert loader.meters()["data/retries"] >= (1 if cached else 2)
     assert loader.meters()["data/bad_clips"] == 0
     assert loader.meters()["data/kept_bytes"] > 0 or not cached
 

@@ -117,6 +117,10 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
         result = leaderboard(recipe, [read_record(record) for record, _ in trials])
         board = run_dir / "leaderboard.json"
         board.write_text(json.dumps([asdict(record) for record in result.trials], indent=1))
+        if all(record.value is None for record in result.trials):
+            raise UserError(
+                f"every trial failed ({result.trials[0].reason})", where=board, cure="mend it and start again"
+            )
         tracker.log_artifact(board)
         tracker.log_text(result.table(), "leaderboard.txt")
         for record in result.trials:

@@ -49,7 +49,7 @@ class DemoRecipes:
             "data": {
                 "index": index,
                 "clip": {"modalities": list(modalities), "frames": 4, "size": 64, "mels": 64},
-                "global_batch": 32,
+                "global_batch": 16 if quick else 32,
             },
             "model": {
                 "dim": 128,

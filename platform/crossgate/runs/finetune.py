@@ -10,7 +10,7 @@ import torch
 
 from crossgate.config import Recipe
 from crossgate.evaluation import Evaluation, classifier_scores, evaluate_classifier, positive_class
-from crossgate.model.store import ModelCard, save_model
+from crossgate.model.store import ModelCard, model_directory, read_card, save_model
 from crossgate.recipe import recipe_digest
 from crossgate.runs.context import Part, RunContext, check_labels, open_run
 from crossgate.runs.features import FeatureLoader, keep_features
@@ -65,6 +65,12 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
     assert isinstance(task, FinetuneTask)
     if task.warm_start and context.world.leads:
         log.info("from %s: %s", recipe.finetune.init, task.warm_start)
+        if (
+            "fusion" in task.warm_start.skipped
+            and read_card(model_directory(recipe.finetune.init)).kind == "classifier"
+        ):
+            reason = task.warm_start.skipped["fusion"]
+            log.warning("the gate of %s stays behind (%s): set model.fusion to keep it", recipe.finetune.init, reason)
     card = _card(context, task)
     metric = selection_metric(card.classes, recipe.finetune.positive)
     if context.world.leads and len(card.classes) == 2 and not card.positive:

@@ -187,7 +187,7 @@ class _Run:
             where = "the run is complete" if self.step >= self.total else f"going on to step {self.total}"
             self.line.say(f"resumed from {checkpoint.path}, the newest whole checkpoint; {where}")
         else:
-            self.line.say(f"starting at step 0 of {self.total}: no whole checkpoint in {self.run_dir}")
+            self.line.say(f"starting at step 0 of {self.total}: no checkpoint yet in {self.run_dir}")
         if self.world.leads:
             self.file = MetricsFile(self.run_dir, resume_step=self.step)
 
