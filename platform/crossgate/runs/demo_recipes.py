@@ -96,8 +96,11 @@ class DemoRecipes:
         tree["finetune"] = {"task": task, "init": str(trial), "encoder_lr_scale": 1.0, "unimodal_weight": 0.5}
         tree["data"]["augment"] = {"crop": 0.85, "jitter": 0.1, "mask_audio": 0.0}
         tree["optim"] = {"lr": 1e-3}
-        tree["data"]["loader_workers"] = 1  # one rank trains: another core decodes
         tree["training"] = {"epochs": 1 if self._quick else 4}
+        tree["cluster"] = {
+            "workers": self._workers,
+            "launcher": "ray",
+        }  # two threads of one rank are no faster than one
         return self._write(f"finetune-{task}", tree, f"the {task} classifier, measured on the test groups")
 
     def _tree(self, kind: str) -> dict[str, Any]:
