@@ -32,6 +32,8 @@ from crossgate.stream.index import Index
 
 CLIPS, QUICK_CLIPS, FRESH = 960, 72, 3
 UNLABELLED = 0.4
+_HOW = "Models were selected on validation groups; every score is on test groups that no run trained on."
+_QUICK = "A quick run: it shows the road. Its few clips and steps say nothing about the models."
 
 
 class Searched(Protocol):
@@ -189,16 +191,17 @@ class Demo:
         rows.append(["in all", f"{sum(seconds for _, seconds in self.times):.0f}"])
         timing = Table(["step", "seconds"], rows, "wall time of each step of this call")
         self.sections.append(Section("Time", tables=[timing]))
+        said = self._results(pretrained, runs)
         path = write_report(
             self.out / "report.html",
             "crossgate demo",
             self.sections,
-            summary="Models were selected on validation groups; every score is on test groups that no run trained on.",
+            summary="\n\n".join([_QUICK if self.quick else _HOW, *said]),
             provenance={name: run / "report.html" for name, run in {"pretrain": pretrained, **runs}.items()},
         )
-        self._results(pretrained, runs)
         for table in [*self.tables, timing]:
             self.say(f"\n{table.caption}\n{table.text()}")
+        self.say("\n" + "\n".join(said))
         self.say(f"\nreport: {path}\npicture of clips: {self.out / 'preview.png'}\n")
         server = redacted(released[0].tracking_uri)
         self.say("go on with:")
@@ -207,16 +210,14 @@ class Demo:
         self.say(f"  mlflow ui --backend-store-uri {server}")
         return path
 
-    def _results(self, pretrained: Path, runs: dict[str, Path]) -> None:
-        """Writes every number of the demo to one file, and says the few that matter."""
+    def _results(self, pretrained: Path, runs: dict[str, Path]) -> list[str]:
+        """Writes every number of the demo to one file, and returns the few that matter as sentences."""
         numbers = {f"seconds/{name}": seconds for name, seconds in self.times}
         for name, run in {"pretrain": pretrained, **runs}.items():
             metrics, _ = read_results(run / "results.json")
             numbers |= {f"{name}/{key}": value for key, value in metrics.items() if key.startswith("test/")}
         write_results(self.out / "results.json", numbers)
-        for task in runs:
-            self.say(_probed(task, numbers))
-            self.say(_scored(task, numbers))
+        return [sentence(task, numbers) for task in runs for sentence in (_probed, _scored)]
 
 
 def _scored(task: str, numbers: dict[str, float]) -> str:
