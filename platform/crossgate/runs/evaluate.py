@@ -7,7 +7,7 @@ from crossgate.errors import UserError
 from crossgate.model.store import ModelCard, load_model
 from crossgate.recipe import dump_recipe
 from crossgate.runs import finetune, pretrain
-from crossgate.runs.context import PARTS, Part, open_run
+from crossgate.runs.context import PARTS, Part, RunContext, open_run
 from crossgate.tasks import build_task
 from crossgate.tasks.task import Task
 
@@ -25,13 +25,8 @@ def run(recipe: Recipe) -> dict[str, float]:
     needed: tuple[Part, ...] = ("val", "test") if card.kind == "classifier" else ("train", "test")
     used = needed if card.kind == "classifier" else PARTS
     with open_run(recipe, required=needed, used=used) as context:
-        classes = context.index.vocabularies.get(card.task, ())
-        if card.kind == "classifier" and tuple(classes) != card.classes:
-            raise UserError(
-                f"the index's classes of '{card.task}' are not the model's",
-                where=recipe.data.index,
-                expected=", ".join(card.classes),
-            )
+        if card.kind == "classifier":
+            check_classes(context, card)
         task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
         task.model.load_state_dict(model.state_dict())
         if context.world.leads:
@@ -42,6 +37,20 @@ def run(recipe: Recipe) -> dict[str, float]:
             return {}
         context.publish(done, f"Evaluation: {recipe.evaluation.model}", step=0)
         return done.metrics
+
+
+def check_classes(context: RunContext, card: ModelCard) -> None:
+    """Checks that the run's index means by its labels what the classifier does.
+
+    Raises:
+        UserError: when the index has other classes, or none, of the model's task.
+    """
+    if tuple(context.index.vocabularies.get(card.task, ())) != card.classes:
+        raise UserError(
+            f"the index's classes of '{card.task}' are not the model's",
+            where=context.recipe.data.index,
+            expected=", ".join(card.classes),
+        )
 
 
 def of_model(recipe: Recipe, card: ModelCard) -> Recipe:

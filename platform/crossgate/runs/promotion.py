@@ -10,14 +10,13 @@ from pathlib import Path
 import torch
 
 from crossgate.config import ClipConfig, Recipe
-from crossgate.errors import UserError
 from crossgate.evaluation import Predictions
 from crossgate.evaluation.promotion import Check, latency_checks, quality_checks
 from crossgate.model.classifier import Classifier
 from crossgate.model.store import load_model, read_card
 from crossgate.registry.aliases import Decision
 from crossgate.runs.context import PARTS, open_run
-from crossgate.runs.evaluate import of_model, task_of
+from crossgate.runs.evaluate import check_classes, of_model, task_of
 from crossgate.runs.predictions import predict_splits
 
 _PASSES = 15
@@ -71,12 +70,7 @@ def _predictions(recipe: Recipe, folder: Path) -> Predictions:
         own.data = own.data.model_copy(update={"index": recipe.release.index or recipe.data.index})
         own.finetune = own.finetune.model_copy(update={"features": "", "freeze": False})
         with open_run(own, required=PARTS[2:], used=PARTS[2:]) as context:
-            if tuple(context.index.vocabularies.get(card.task, ())) != card.classes:
-                raise UserError(
-                    f"the index's classes of '{card.task}' are not the model's",
-                    where=own.data.index,
-                    expected=", ".join(card.classes),
-                )
+            check_classes(context, card)
             task = task_of(own, card, context.index.vocabularies).to(context.world.device)
             task.model.load_state_dict(model.state_dict())
             found = predict_splits(task, context, "test", own.evaluation.clips)
