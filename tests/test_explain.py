@@ -48,6 +48,16 @@ def test_fusions_are_all_there() -> None:
         assert f"  {name} " in explain("fusion")
 
 
+def test_one_key_is_explained_alone() -> None:
+    said = explain("data.clip.frames")
+    assert said.startswith("data.clip.frames  [default 8; int >= 1]")
+    assert len(said.splitlines()) == 1
+    with pytest.raises(UserError, match=r"'lr' is a key.*explain optim.lr"):
+        explain("optim.lr.warm")
+    with pytest.raises(UserError, match="did you mean 'lr'"):
+        explain("optim.lrr")
+
+
 @pytest.mark.parametrize(("section", "fragment"), [("optmi", "did you mean 'optim'"), ("data.clop", "'clip'")])
 def test_a_section_that_is_none_names_the_nearest(section: str, fragment: str) -> None:
     with pytest.raises(UserError, match=fragment):

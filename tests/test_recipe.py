@@ -44,6 +44,18 @@ def test_overrides_are_typed(tmp_path: Path) -> None:
     assert recipe.optim.lr == pytest.approx(1e-3)
 
 
+def test_a_wrong_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "kind: pretrain\noptim:\n  lr: 0.1\n")
+    for override in ("optim.lr=fast", "optim.lrr=1"):
+        with pytest.raises(UserError) as raised:
+            load_recipe(path, ["training.epochs=3", override])
+        assert raised.value.where == f"command line, {override}"
+    wrong = write(tmp_path, "kind: pretrain\noptim:\n  lr: fast\n", "wrong.yaml")
+    with pytest.raises(UserError) as raised:
+        load_recipe(wrong, ["optim.betas=[0.9, 0.95]"])
+    assert raised.value.where == str(wrong)
+
+
 @pytest.mark.parametrize(
     ("tree", "fragments"),
     [
@@ -95,7 +107,7 @@ def test_digest_ignores_places_and_workers_but_no_number() -> None:
     recipe = parse_recipe({"kind": "finetune"})
     same = with_overrides(recipe, {"data.loader_workers": 3, "run.output": "elsewhere", "cluster.workers": 2})
     assert recipe_digest(same) == recipe_digest(recipe)
-    for key, value in {"data.global_batch": 32, "finetune.task": "violence", "engine.zero_stage": 2}.items():
+    for key, value in {"data.global_batch": 32, "finetune.task": "violence", "engine.accumulation": 2}.items():
         assert recipe_digest(with_overrides(recipe, {key: value})) != recipe_digest(recipe)
 
 

@@ -126,7 +126,7 @@ def preview(
     url: Annotated[str, typer.Argument(help="Folder or URL of shards.")],
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("preview.png"),
     clips: Annotated[int, typer.Option(help="Clips shown.", min=1, max=64)] = 6,
-    split: Annotated[str, typer.Option(help="Split to draw from (default: the first).")] = "",
+    split: Annotated[str, typer.Option(help="Split to draw from (default: train).")] = "",
     seed: Annotated[int, typer.Option(help="Which clips.")] = 0,
 ) -> None:
     """Draw a contact sheet: frames, flow, log-mel spectrogram, depth."""
@@ -233,7 +233,10 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a clip.")] = False,
     tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
 ) -> None:
-    """Label videos: scores, gate weights and the modalities that were used, one row a clip."""
+    """Label videos: scores, gate weights and the modalities that were used, one row a clip; exit 1 if one failed.
+
+    The label is the class with the highest score. A report's chosen thresholds are for its figures.
+    """
     from crossgate.clips.depth import MILLIMETRES
     from crossgate.cluster.paths import read
     from crossgate.runs.predict import format_rows, json_rows, predict_videos
@@ -247,7 +250,7 @@ def predict(
         typer.echo("\n".join(json_rows(frame)))
     else:
         typer.echo(format_rows(frame))
-    if len(frame) and frame["error"].astype(bool).all():
+    if frame["error"].astype(bool).any():
         raise typer.Exit(1)
 
 
@@ -305,7 +308,9 @@ def watch(
 
 @app.command()
 def explain(
-    section: Annotated[str, typer.Argument(help="A recipe section such as optim or data.clip, or `fusion`.")] = "",
+    section: Annotated[
+        str, typer.Argument(help="A section or key such as optim, data.clip or optim.lr, or `fusion`.")
+    ] = "",
 ) -> None:
     """Explain the settings of a recipe, with types and defaults."""
     from crossgate.explain import explain as explain_section

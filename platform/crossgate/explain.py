@@ -12,7 +12,7 @@ from crossgate.errors import UserError, nearest
 
 
 def explain(section: str = "") -> str:
-    """Returns the settings of a dotted section (empty: the sections) with types, defaults and docs.
+    """Returns the settings of a dotted section, or one key's (empty: the sections), with types, defaults and docs.
 
     Raises:
         UserError: for a section that is none, naming the nearest.
@@ -20,11 +20,18 @@ def explain(section: str = "") -> str:
     if section == "fusion":
         return _fusions()
     model: type[BaseModel] = Recipe
-    for part in section.split(".") if section else []:
-        inner = _inner(model.model_fields[part]) if part in model.model_fields else None
+    parts = section.split(".") if section else []
+    for depth, part in enumerate(parts, start=1):
+        field = model.model_fields.get(part)
+        if field is None:
+            raise UserError(f"no section or key '{part}'", where=section, cure=nearest(part, model.model_fields))
+        inner = _inner(field)
+        if inner is None and depth < len(parts):
+            raise UserError(
+                f"'{part}' is a key, not a section", where=section, cure=f"crossgate explain {'.'.join(parts[:depth])}"
+            )
         if inner is None:
-            sections = [name for name, field in model.model_fields.items() if _inner(field)]
-            raise UserError(f"no section '{part}'", where=section, cure=nearest(part, sections))
+            return _line(section, field).strip()
         model = inner
     title = f"{section}: {(model.__doc__ or '').strip()}" if section else "A recipe's sections and keys"
     return "\n".join([title, "", *(_line(name, field) for name, field in model.model_fields.items())])

@@ -47,9 +47,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(f"not readable as YAML ({error})", where=path) from None
     if not isinstance(tree, dict):
         raise UserError("not a recipe", where=path, expected="a YAML mapping that begins with `kind:`")
+    overrides = list(overrides)
     for override in overrides:
         _override(tree, override)
-    recipe = parse_recipe(tree, where=str(path))
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise explained(error, _origin(error, path, overrides)) from None
     if not recipe.run.name:
         recipe.run.name = f"{recipe.kind}-{re.sub(_NOT_IN_NAMES, '-', path.stem)}-{_name_digest(recipe)[:8]}"
     return recipe
@@ -159,6 +163,17 @@ def _without_package(path: str) -> str:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _origin(error: ValidationError, path: Path, overrides: Iterable[str]) -> str:
+    """Returns where the complaint's key was set: the override that did, else the file."""
+    found = [str(part) for part in error.errors()[0]["loc"]]
+    for override in overrides:
+        given = override.partition("=")[0].strip().split(".")
+        shared = min(len(given), len(found))
+        if shared and given[:shared] == found[:shared]:
+            return f"command line, {override}"
+    return str(path)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -86,8 +86,8 @@ def test_calibration_error_by_hand():
 
 
 def test_a_class_missing_in_the_test_split_does_not_count():
-    probabilities = np.eye(4)[[0, 1, 3]] * 0.9 + 0.025
-    scores = c.multiclass(probabilities, np.array([0, 1, 1]), Bootstrap(np.arange(3), 100))
+    probabilities = np.eye(4)[[0, 1, 3] * 2] * 0.9 + 0.025
+    scores = c.multiclass(probabilities, np.array([0, 1, 1] * 2), Bootstrap(np.arange(6), 100))
     assert scores["mean_class_accuracy"].value == pytest.approx(0.75)
     assert 0 <= scores["macro_f1"].low <= scores["macro_f1"].high <= 1
 

@@ -70,6 +70,14 @@ def test_paired_difference_is_sharper_than_two_intervals():
     assert difference.p < 0.01
 
 
+def test_a_handful_of_groups_has_no_interval():
+    values = np.array([0.0, 1.0, 1.0, 1.0, 0.0, 1.0])
+    for groups in range(1, 7):
+        one = Bootstrap(np.arange(6) % groups, 200).interval(mean(values))
+        assert math.isnan(one.low) == (groups < 5), groups
+        assert one.value == pytest.approx(4 / 6)
+
+
 def test_p_value_of_equals_is_one_and_symmetric():
     values = np.random.default_rng(4).random(60) < 0.5
     other = np.random.default_rng(5).random(60) < 0.5
@@ -100,10 +108,10 @@ def test_one_group_gives_a_value_without_interval(clips):
 
 
 def test_undefined_resamples_are_dropped_and_counted():
-    values = np.array([0.2, np.nan, np.nan, np.nan])  # most resamples of four groups miss the first at times
-    one = Bootstrap(np.arange(4), 1000).interval(mean(values))
+    values = np.array([0.2, np.nan, np.nan, np.nan, np.nan])  # most resamples of five groups miss the first at times
+    one = Bootstrap(np.arange(5), 1000).interval(mean(values))
     assert one.value == pytest.approx(0.2)
-    assert 200 < one.dropped < 450  # (3/4)^4 = 32 % lack it
+    assert 200 < one.dropped < 450  # (4/5)^5 = 33 % lack it
     assert [one.low, one.high] == pytest.approx([0.2, 0.2])
 
 

@@ -186,6 +186,16 @@ def test_a_damaged_shard_is_packed_again(manifest, tmp_path):
     assert tree(out) == tree(tmp_path / "whole")
 
 
+def test_what_a_corpus_lacks_is_said_when_it_is_packed(manifest, tmp_path):
+    whole = pack(manifest, str(tmp_path / "whole"), ONE).summary()
+    assert "note" not in whole
+    path = change(manifest, "fights.csv", lambda lines: [lines[0], *(one for one in lines[1:7] if "fight,t" in one)])
+    path = change(path, "fights.csv", lambda lines: [one for one in lines if "nofight" not in one])
+    said = pack(path, str(tmp_path / "lacking"), ONE).summary()
+    assert "no test split" in said
+    assert "violence has one class only (fight)" in said
+
+
 def test_a_bad_video_stops_with_its_name(videos, manifest, tmp_path):
     (videos / "broken.mp4").write_bytes((videos / "v0.mp4").read_bytes()[:900])
     path = change(manifest, "bad.csv", lambda lines: [*lines, "broken.mp4,fight,train,g9,s,"])

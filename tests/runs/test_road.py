@@ -95,6 +95,8 @@ def test_evaluation_of_a_pretrained_model(road: Path, pretrained: Path, tmp_path
 def test_released_model_predicts_through_the_registry(road: Path, finetuned: Path) -> None:
     released = release_run(finetuned)
     assert released.uri == "models:/crossgate-violence@champion"
+    assert released.decision is not None
+    assert "WARNING: not shown to beat chance" in released.decision.text()  # four steps of training
     videos = sorted(str(path) for path in (road / "clips" / "videos").glob("*.mp4"))[:2]
     before = list(sys.path)
     frame = predict_videos(released.uri, [*videos, "nowhere.mp4"], tracking_uri=released.tracking_uri)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from crossgate.config import EvaluationConfig
 from crossgate.evaluation import classification, comparison, figures, gates
 from crossgate.evaluation.classification import Thresholds
-from crossgate.evaluation.intervals import Bootstrap, Interval, mean
+from crossgate.evaluation.intervals import MINIMUM_GROUPS, Bootstrap, Interval, mean
 from crossgate.evaluation.predictions import Predictions
 from crossgate.evaluation.report import Section
 from crossgate.evaluation.results import metric_name
@@ -229,7 +229,7 @@ def _result(
     rows = [[NAMES.get(name, name), *_cells(name, one)] for name, one in scores.items()]
     caption = f"{len(test)} test clips, {bootstrap.groups} groups, {config.bootstrap} resamples of groups."
     dropped = max(one.dropped for one in scores.values())
-    if dropped and bootstrap.groups > 1:
+    if dropped and bootstrap.groups >= MINIMUM_GROUPS:
         caption += f" In up to {dropped} resamples a score was undefined (one class only) and left out."
     done.add(
         Section(f"Result: {task}", text, [Table(["measure", "value", "95 % interval"], rows, caption)]),

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Statistic = Callable[[Array], Array]
 
+MINIMUM_GROUPS = 5
+"""Fewer witnesses than that have no interval: two groups would show a spread of three values as certainty."""
 _CELLS = 4_000_000  # weights held at once: 32 MB of float64
 
 
@@ -28,7 +30,7 @@ class Interval:
 
     Attributes:
         value: on all clips.
-        low, high: NaN where fewer than two groups or no usable resample exist.
+        low, high: NaN with fewer than `MINIMUM_GROUPS` groups, or without a usable resample.
         groups, clips: what the number rests on.
         dropped: resamples in which the statistic was undefined (only one class drawn, say).
     """
@@ -85,7 +87,7 @@ class Bootstrap:
 
     def distribution(self, statistic: Statistic) -> Array:
         """Returns the statistic on every resample, ``(R,)``, NaN where undefined."""
-        if self.groups < 2:
+        if self.groups < MINIMUM_GROUPS:
             return np.full(self.resamples, np.nan)
         return np.concatenate([statistic(weights) for weights in self.weights()])
 

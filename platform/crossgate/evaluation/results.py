@@ -16,11 +16,27 @@ from typing import Any
 from crossgate.errors import UserError
 
 FORMAT = 1
+_PROBE = re.compile(r"^test/linear_probe/([^/]+)/")
+_CHANCE = {
+    "test/accuracy": ("test/chance_majority", "test/chance_uniform"),
+    "test/mean_class_accuracy": ("test/chance_uniform",),
+    "test/average_precision": ("test/chance_average_precision",),
+}
 
 
 def metric_name(*parts: str) -> str:
     """Joins parts with slashes and replaces what MLflow would refuse by underscores."""
     return "/".join(re.sub(r"[^A-Za-z0-9_.-]+", "_", part).strip("_") or "_" for part in parts)
+
+
+def chance_of(metrics: Mapping[str, float], name: str) -> float:
+    """Returns what knowing nothing reaches in a metric of a run, NaN where that is not known."""
+    probed = _PROBE.match(name)
+    if probed:
+        names: tuple[str, ...] = tuple(f"test/chance_{probed[1]}_{kind}" for kind in ("majority", "uniform"))
+    else:
+        names = _CHANCE.get(name, (f"{name}_chance",))
+    return max((metrics[one] for one in names if one in metrics), default=math.nan)
 
 
 def write_results(path: str | Path, metrics: Mapping[str, float], provenance: Mapping[str, Any] | None = None) -> None:

@@ -48,8 +48,8 @@ class ReleasedModel:
     decision: Decision | None = None
 
 
-Judge = Callable[[Path], Decision]
-"""Gets the champion's model directory and says whether the run's model may take its place."""
+Judge = Callable[[Path | None], Decision]
+"""Gets the champion's model directory (None: there is none) and says whether the run's model may take its place."""
 
 
 def release(
@@ -99,14 +99,16 @@ def decide(run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig,
     server = connect(tracking, Path(run_dir).absolute().parent)
     with _explained(server, name):
         decision = _decide(server, name, config, card, judge)
-    return decision or Decision(True, (f"'{name}' has no {config.alias}: the first version is it",))
+    return decision or Decision(True, (f"nobody competes for '{config.alias}'",))
 
 
 def _decide(server: Server, name: str, config: ReleaseConfig, card: ModelCard, judge: Judge | None) -> Decision | None:
-    """Returns the gate's decision; None where nobody has the alias or it needs no gate."""
-    present = None if judge is None or config.alias == CHALLENGER else holder(server, name, config.alias)
-    if present is None or judge is None:
+    """Returns the gate's decision; None where the alias needs no gate."""
+    if judge is None or config.alias == CHALLENGER:
         return None
+    present = holder(server, name, config.alias)
+    if present is None:
+        return judge(None)
     number = int(present.version)
     if present.tags.get(_DIGEST_TAG) == card.digest:
         return Decision(True, (f"version {number}, the {config.alias}, has these very weights",), number)

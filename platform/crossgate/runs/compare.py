@@ -10,9 +10,11 @@ from crossgate.evaluation import Predictions, Section, compare_gates, positive_c
 from crossgate.evaluation.comparison import TITLES, ComparisonRow, forest_points, table
 from crossgate.evaluation.figures import forest
 from crossgate.evaluation.tables import Table
+from crossgate.model.classifier import Classifier
 from crossgate.model.store import load_model
 from crossgate.runs.context import RunContext, open_run
 from crossgate.runs.evaluate import of_model, task_of
+from crossgate.runs.features import keep_features
 from crossgate.runs.predictions import predict_splits
 
 
@@ -50,6 +52,9 @@ def _predict(context: RunContext, folder: Path) -> tuple[Predictions, Prediction
     recipe = of_model(context.recipe, card)
     task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
     task.model.load_state_dict(model.state_dict())
+    assert isinstance(task.model, Classifier)
+    if recipe.finetune.features:  # the models' encoders are the same frozen ones
+        keep_features(task.model.network, context, ("val", "test"))
     val, test = (predict_splits(task, context, part, recipe.evaluation.clips) for part in ("val", "test"))
     assert val is not None and test is not None  # a comparison runs in one process
     return val, test

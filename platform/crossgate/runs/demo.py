@@ -32,6 +32,7 @@ from crossgate.stream.index import Index
 
 CLIPS, QUICK_CLIPS, FRESH = 960, 72, 3
 UNLABELLED = 0.4
+FPS = 8  # enough for four frames a clip; every further picture is drawn, coded and decoded for nothing
 _HOW = "Models were selected on validation groups; every score is on test groups that no run trained on."
 _QUICK = "A quick run: it shows the road. Its few clips and steps say nothing about the models."
 
@@ -98,7 +99,7 @@ class Demo:
         ):
             with progress_bar("clips") as step:
                 return generate(
-                    self.out / "clips", clips=clips, val=0.08, test=0.12, unlabelled=UNLABELLED, progress=step
+                    self.out / "clips", clips=clips, fps=FPS, val=0.08, test=0.12, unlabelled=UNLABELLED, progress=step
                 )
 
     def _pack(self, manifest: Path) -> Index:
@@ -152,6 +153,8 @@ class Demo:
     def _release(self, task: str, run: Path) -> ReleasedModel:
         with self._step(f"release {task}", "into the MLflow registry"):
             released = release_run(run)
+            if released.decision is not None:
+                self.say(released.decision.text())
             self.say(f"registered {released.name} version {released.version} as {released.uri}")
         return released
 
@@ -169,7 +172,7 @@ class Demo:
         from crossgate.clips.manifest import read_manifest
 
         if self.corpus is None:
-            manifest = generate(self.out / "fresh", clips=36, seed=1_000_003)
+            manifest = generate(self.out / "fresh", clips=36, fps=FPS, seed=1_000_003)
         every = read_manifest(manifest).rows
         rows = [row for row in every if self.corpus is None or row.split == "test"][:FRESH]
         depth = [str(row.depth_path or "") for row in rows]
@@ -222,10 +225,10 @@ class Demo:
 
 def _scored(task: str, numbers: dict[str, float]) -> str:
     name = "average_precision" if f"{task}/test/average_precision" in numbers else "accuracy"
-    score, low, high = (100 * numbers[f"{task}/test/{name}{end}"] for end in ("", "_low", "_high"))
+    score = f"{task}/test/{name}"
     chance = 100 * numbers[f"{task}/test/chance_{name if name != 'accuracy' else 'majority'}"]
-    title = name.replace("_", " ")
-    return f"{task}: the fine-tuned model's {title} is {score:.1f} % ({low:.1f} to {high:.1f}), chance {chance:.1f} %"
+    said = f"{100 * numbers[score]:.1f} % ({_between(numbers, score)}), chance {chance:.1f} %"
+    return f"{task}: the fine-tuned model's {name.replace('_', ' ')} is {said}"
 
 
 def _probed(task: str, numbers: dict[str, float]) -> str:
@@ -233,8 +236,14 @@ def _probed(task: str, numbers: dict[str, float]) -> str:
     if f"{name}_gain" not in numbers:
         return f"{task}: too few labelled clips for a linear probe"
     random = numbers[f"pretrain/test/linear_probe_random/{task}/all/accuracy"]
-    low, high = (100 * numbers[f"{name}_gain_{end}"] for end in ("low", "high"))
     return (
         f"{task}: a linear probe on the pretrained encoders is right on {100 * numbers[name]:.1f} % of the test clips, "
-        f"on random ones on {100 * random:.1f} % (95 % interval of the gain {low:+.1f} to {high:+.1f} points)"
+        f"on random ones on {100 * random:.1f} % (gain in points: {_between(numbers, f'{name}_gain', '+')})"
     )
+
+
+def _between(numbers: dict[str, float], name: str, sign: str = "") -> str:
+    if f"{name}_low" not in numbers:
+        return "too few groups for an interval"
+    low, high = (100 * numbers[f"{name}_{end}"] for end in ("low", "high"))
+    return f"95 % interval {low:{sign}.1f} to {high:{sign}.1f}"

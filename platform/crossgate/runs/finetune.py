@@ -14,7 +14,7 @@ from crossgate.model.store import ModelCard, model_directory, read_card, save_mo
 from crossgate.recipe import recipe_digest
 from crossgate.runs.context import Part, RunContext, check_labels, open_run
 from crossgate.runs.features import FeatureLoader, keep_features
-from crossgate.runs.predictions import predict_splits
+from crossgate.runs.predictions import known_of, predict_splits
 from crossgate.tasks import build_task
 from crossgate.tasks.finetune import FinetuneTask
 from crossgate.tasks.task import Task
@@ -22,6 +22,8 @@ from crossgate.training.loop import FitResult, Loader, Selection, fit
 
 log = logging.getLogger("crossgate.runs")
 
+FEW_CLIPS = 30
+"""Validation clips below which a difference of ten points is within one standard error."""
 UNMEASURED = "There is no test split (data.test is empty): these are validation scores, which chose the weights."
 
 Heard = Callable[[Mapping[str, float]], None]
@@ -71,6 +73,7 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
         ):
             reason = task.warm_start.skipped["fusion"]
             log.warning("the gate of %s stays behind (%s): set model.fusion to keep it", recipe.finetune.init, reason)
+    _say_if_few(context)
     card = _card(context, task)
     metric = selection_metric(card.classes, recipe.finetune.positive)
     if context.world.leads and len(card.classes) == 2 and not card.positive:
@@ -95,6 +98,17 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
         save_model=lambda task, folder: save_model(folder, task.model, card),
     )
     return task, result
+
+
+def _say_if_few(context: RunContext) -> None:
+    """A best step chosen by a handful of clips is chosen by luck."""
+    name = context.recipe.finetune.task
+    counts = context.index.class_counts(context.recipe.data.val)[name] if context.world.leads else []
+    if context.world.leads and sum(counts) < FEW_CLIPS:
+        log.warning(
+            "%d validation clips choose the weights of '%s': fewer than %d, so their order is mostly luck",
+            sum(counts), name, FEW_CLIPS,
+        )  # fmt: skip
 
 
 def _loader(task: FinetuneTask, context: RunContext, measured: bool) -> Loader:
@@ -139,7 +153,9 @@ def measure(task: Task, context: RunContext) -> Evaluation | None:
     """
     recipe, name = context.recipe, context.recipe.finetune.task
     classes, limit = context.index.vocabularies[name], recipe.evaluation.clips
-    train = predict_splits(task, context, "train", limit) if recipe.kind != "evaluate" and recipe.data.test else None
+    train = None
+    if context.world.leads and recipe.kind != "evaluate" and recipe.data.test:
+        train = known_of(context, "train", limit)
     val = predict_splits(task, context, "val", limit)
     test = predict_splits(task, context, "test", limit) if recipe.data.test else None
     if val is None:

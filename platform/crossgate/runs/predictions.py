@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from crossgate.batch import ClipBatch
 from crossgate.evaluation import Predictions, collect, concatenate
+from crossgate.modality import MODALITIES
 from crossgate.runs.context import Part, RunContext
 from crossgate.stream.collate import BadClip
+from crossgate.stream.index import Index
 from crossgate.stream.loader import sequential
 from crossgate.tasks.task import Prediction, Task
 
 BATCH = 64
+Array = NDArray[Any]
 
 
 def predict_splits(task: Task, run: RunContext, part: Part, limit: int | None = None) -> Predictions | None:
@@ -36,6 +41,46 @@ def predict_splits(task: Task, run: RunContext, part: Part, limit: int | None = 
         return None
     run.bad_clips[part] = sum(bad for _, bad in parts)
     return concatenate([predictions for predictions, _ in parts if predictions is not None])
+
+
+def known_of(run: RunContext, part: Part, limit: int | None = None) -> Predictions:
+    """Returns what the index itself knows of a part's clips: labels, groups, who has what. Nothing is decoded.
+
+    Args:
+        run: index and recipe.
+        part: of the data, not empty.
+        limit: at most so many clips, at equal distances.
+    """
+    index, modalities = run.index, run.recipe.data.clip.modalities
+    columns = [list(MODALITIES).index(name) for name in modalities]
+    selection = index.select(run.splits(part))
+    taken = np.linspace(0, selection.total, min(selection.total, limit or selection.total), endpoint=False)
+    ends = np.cumsum(index.clips[selection.shards])
+    place = np.searchsorted(ends, taken.astype(np.int64), side="right")
+    found = []
+    for number in np.unique(place).tolist():
+        shard = int(selection.shards[number])
+        rows = taken[place == number].astype(np.int64) - (ends[number] - index.clips[shard])
+        found.append(_known(index, shard, rows, modalities, columns))
+    return concatenate(found)
+
+
+def _known(index: Index, shard: int, rows: Array, modalities: tuple[str, ...], columns: list[int]) -> Predictions:
+    sidecar, count = index.sidecar(shard), len(rows)
+    return Predictions(
+        modalities=modalities,
+        features=np.zeros((count, len(modalities), 0), np.float32),
+        embeddings=None,
+        fused=np.zeros((count, 0), np.float32),
+        weights=None,
+        logits=None,
+        unimodal_logits=None,
+        present=sidecar.present[rows][:, columns],
+        group=sidecar.group[rows],
+        labels={task: sidecar.label_ids(task, words)[rows] for task, words in index.vocabularies.items()},
+        degraded=sidecar.degraded[rows][:, columns],
+        keys=[sidecar.key(row) for row in rows.tolist()],
+    )
 
 
 def _pairs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -12,6 +13,7 @@ import torch
 from crossgate.config import ClipConfig, Recipe
 from crossgate.evaluation import Predictions
 from crossgate.evaluation.promotion import Check, latency_checks, quality_checks
+from crossgate.evaluation.results import chance_of, read_results
 from crossgate.model.classifier import Classifier
 from crossgate.model.store import load_model, read_card
 from crossgate.registry.aliases import Decision
@@ -22,17 +24,19 @@ from crossgate.runs.predictions import predict_splits
 _PASSES = 15
 
 
-def judge(recipe: Recipe, run: Path, champion: Path) -> Decision:
+def judge(recipe: Recipe, run: Path, champion: Path | None) -> Decision:
     """Decides whether the run's model may take the champion's place.
 
     Args:
         recipe: of the run; its `release` section is the gate, its `data.test` splits the evaluation set.
         run: directory of the challenger.
-        champion: model directory.
+        champion: model directory; None where the model would be the first.
 
     Raises:
         UserError: the evaluation set is not there, or has other classes.
     """
+    if champion is None:
+        return _decision([Check(True, "there is no champion: the first version is it"), *_doubts(run)])
     new, old = read_card(run / "model"), read_card(champion)
     if (new.task, new.classes) != (old.task, old.classes):
         theirs = f"{old.task}: {', '.join(old.classes)}"
@@ -53,6 +57,19 @@ def judge(recipe: Recipe, run: Path, champion: Path) -> Decision:
     if len(trained) > 1:
         checks.append(Check(True, "note: trained on different indexes; only one may have seen groups of this set"))
     return _decision(checks)
+
+
+def _doubts(run: Path) -> list[Check]:
+    """What a person should know before a first champion serves, where no other model stands beside it."""
+    metrics, _ = read_results(run / "results.json")
+    name = next((name for name in ("test/average_precision", "test/accuracy") if name in metrics), "")
+    if not name:
+        return [Check(True, "WARNING: it was measured on no test clips")]
+    low, chance = metrics.get(f"{name}_low", math.nan), chance_of(metrics, name)
+    if low > chance:
+        return []
+    reach = "too few groups for an interval" if math.isnan(low) else f"its interval begins at {low:.3f}"
+    return [Check(True, f"WARNING: not shown to beat chance: {name} {metrics[name]:.3f}, {reach}, chance {chance:.3f}")]
 
 
 def _decision(checks: list[Check]) -> Decision:

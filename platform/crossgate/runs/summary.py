@@ -8,6 +8,7 @@ from pathlib import Path
 
 from crossgate import environment
 from crossgate.config import Recipe
+from crossgate.evaluation.results import chance_of
 from crossgate.runs.context import run_directory
 
 _CLASSIFIER = {
@@ -21,7 +22,7 @@ _PRETRAINED = {
     "test/retrieval/mean/r_at_1": "retrieval between modalities, R@1",
     "test/retrieval/mean/r_at_10": "retrieval between modalities, R@10",
 }
-_PROBE, _PROBED = "test/linear_probe/", "/fused/accuracy"
+_PROBE, _PROBED = "test/linear_probe/", "/all/accuracy"
 
 
 def describe(recipe: Recipe, metrics: Mapping[str, float]) -> str:
@@ -36,7 +37,9 @@ def describe(recipe: Recipe, metrics: Mapping[str, float]) -> str:
         return ""
     directory = run_directory(recipe)
     lines = [f"run      {directory}", f"report   {directory / 'report.html'}"]
-    lines += [f"{_number(metrics, name):<27}{title}" for name, title in _headlines(metrics).items()]
+    lines += [
+        f"{_number(metrics, name):<27}{title}{_beside(metrics, name)}" for name, title in _headlines(metrics).items()
+    ]
     return "\n".join([*lines, *(f"next: {step}" for step in _next(recipe, metrics))])
 
 
@@ -70,6 +73,12 @@ def _number(metrics: Mapping[str, float], name: str) -> str:
     low, high = metrics.get(f"{name}_low", math.nan), metrics.get(f"{name}_high", math.nan)
     interval = "" if math.isnan(low) or math.isnan(high) else f" ({100 * low:.1f} to {100 * high:.1f})"
     return f"{100 * metrics[name]:.1f} %{interval}"
+
+
+def _beside(metrics: Mapping[str, float], name: str) -> str:
+    """What knowing nothing would reach, in the words of the line's end."""
+    level = chance_of(metrics, name)
+    return "" if math.isnan(level) else f" (chance {100 * level:.1f} %)"
 
 
 def _probed(metrics: Mapping[str, float]) -> Sequence[str]:

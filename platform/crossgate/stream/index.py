@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -177,8 +177,17 @@ class Index:
                 f"  splits      {splits}",
                 f"  modalities  {modalities}",
                 f"  labels      {labels or 'none'}",
+                *(f"  note        {note}" for note in self._notes()),
             ]
         )
+
+    def _notes(self) -> Iterator[str]:
+        """What a run on this index will lack, said where it is made and not when a run ends."""
+        if not self.splits.get("test"):
+            yield "no test split: models will be trained and not measured (add a column `split`)"
+        for task, classes in self.vocabularies.items():
+            if len(classes) < 2:
+                yield f"{task} has one class only ({classes[0]}): nothing to tell apart"
 
     def class_counts(self, splits: Iterable[str]) -> dict[str, list[int]]:
         """Returns task -> clips of each class in the splits; reads every sidecar of them, one at a time."""

@@ -17,6 +17,7 @@ from crossgate.modality import MODALITIES, ordered
 from crossgate.stream.cache import RemoteShard, ShardCache, ShardChanged
 from crossgate.stream.index import Index, Selection
 from crossgate.stream.sidecar import Sidecar
+from crossgate.stream.storage import FileStat
 
 MAX_CLIP_BYTES = 256 << 20
 """A clip whose members are longer than this together is not read."""
@@ -212,12 +213,18 @@ class ClipReader:
     def _check(self, shards: Iterable[int]) -> None:
         """Compares length and tag of shards that this process meets for the first time."""
         new = [shard for shard in shards if shard not in self._checked]
-        for shard, found in zip(new, self._threads().map(lambda s: self.index.store.stat(self.index.names[s]), new)):
+        for shard, found in zip(new, self._threads().map(self._stat, new)):
             self._compare(shard, found.size)
             known = self.index.etag(shard)
             if known and found.etag and known != found.etag:
                 raise ShardChanged(self.index.store.path(self.index.names[shard]), f"ETag {found.etag}, not {known}")
             self._checked.add(shard)
+
+    def _stat(self, shard: int) -> FileStat:
+        """Asks twice before a length counts as changed: one answer that lost its header must not end a run."""
+        name = self.index.names[shard]
+        found = self.index.store.stat(name)
+        return found if found.size == self.index.bytes[shard] else self.index.store.stat(name)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
