@@ -168,7 +168,7 @@ def main() -> None:
         cost = best(runs)
         selection = Index.load(folder).select(["train"])
         plan = TrainingPlan(selection, seed=1, global_batch=global_batch, tail="drop", ranks=ranks)
-        schedule = plan._schedule
+        schedule = plan.passes[0].schedule
         resized = [(0.0, 1 / 3, ranks), (1 / 3, 2 / 3, fewer), (2 / 3, 1.0, ranks)]
 
         def plan_of(rank: int, ranks: int) -> TrainingPlan:

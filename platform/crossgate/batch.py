@@ -21,7 +21,7 @@ class ClipBatch:
         group: ``(B,)`` int64, a 63-bit hash of the group's name.
         labels: task name -> ``(B,)`` int64 class in the index's vocabulary, -1 where the clip has no such label.
         degraded: ``(B, M)`` float32, the known severity of degradation in 0..1, NaN where nothing is known.
-        clip: ``(B,)`` int64, the clip's ordinal in its index.
+        clip: ``(B,)`` int64, the clip's ordinal in its index; those of further corpora count on.
         keys: names of the clips, length B, for messages.
     """
 

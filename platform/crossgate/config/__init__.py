@@ -4,7 +4,7 @@ Field docstrings are the documentation: ``crossgate explain`` prints them.
 """
 
 from crossgate.config.base import Config, Count, Fraction, Positive
-from crossgate.config.data import AugmentConfig, CacheConfig, ClipConfig, DataConfig
+from crossgate.config.data import AugmentConfig, CacheConfig, ClipConfig, CorpusConfig, DataConfig
 from crossgate.config.model import EncoderConfig, FusionConfig, ModelConfig
 from crossgate.config.results import EvaluationConfig, ReleaseConfig, SearchConfig
 from crossgate.config.tasks import FinetuneConfig, PretrainConfig
@@ -17,6 +17,7 @@ __all__ = [
     "ClipConfig",
     "ClusterConfig",
     "Config",
+    "CorpusConfig",
     "Count",
     "DataConfig",
     "EncoderConfig",

@@ -73,6 +73,17 @@ class CacheConfig(Config):
     """What the folder may take, in 10⁹ bytes; the least recently used shards make room."""
 
 
+class CorpusConfig(Config):
+    """A further folder of shards to train on, beside `data.index`."""
+
+    index: str
+    """URL of its folder of shards (local path, s3://, http(s)://)."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Clips of it in every global batch for each clip of `data.index`, rounded to whole clips of a batch."""
+    train: tuple[str, ...] = ()
+    """Its splits to train on (`[]`: those of `data.train`)."""
+
+
 class DataConfig(Config):
     """Where clips come from and how they form global batches."""
 
@@ -84,6 +95,8 @@ class DataConfig(Config):
     """Splits for validation and selection (`[]`: none, for pretraining; then the last weights are kept)."""
     test: tuple[str, ...] = ("test",)
     """Splits touched once, at the end (`[]`: none, then the trained model is not measured)."""
+    mix: tuple[CorpusConfig, ...] = ()
+    """Further corpora to train on, mixed by weight into every global batch; an epoch is one pass of `index`."""
     clip: ClipConfig = ClipConfig()
     """What one clip is as tensors."""
     augment: AugmentConfig = AugmentConfig()

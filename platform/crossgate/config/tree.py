@@ -67,6 +67,8 @@ class Recipe(Config):
                 f"data.global_batch {self.data.global_batch} is not divisible by cluster.workers x "
                 f"engine.accumulation = {share}"
             )
+        if self.data.mix and self.finetune.features and self.kind != "pretrain":
+            raise ValueError("finetune.features keeps clips of data.index alone: leave data.mix empty")
         if self.kind == "pretrain" and len(self.data.clip.modalities) < 2:
             raise ValueError("data.clip.modalities: pretraining contrasts modalities and needs two or more")
         return self

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -60,7 +61,7 @@ class Collator:
     """Makes the batch of a unit. One a process, made on first use there.
 
     Args:
-        index: where the clips are.
+        indices: of the corpora; the first one's vocabularies number the labels.
         clip: shapes of the tensors.
         augment: None for evaluation.
         seed: of the run; a clip's own seed is a function of it, the clip's ordinal and the epoch.
@@ -70,26 +71,38 @@ class Collator:
 
     def __init__(
         self,
-        index: Index,
+        indices: Sequence[Index],
         clip: ClipConfig,
         augment: AugmentConfig | None,
         seed: int,
         decode: Decode,
         cache: CacheConfig | None = None,
     ) -> None:
-        self.index, self.clip, self.augment, self.seed, self.decode = index, clip, augment, seed, decode
-        self.reader = ClipReader(index, clip.modalities, cache)
+        self.clip, self.augment, self.seed, self.decode = clip, augment, seed, decode
+        self.vocabularies = indices[0].vocabularies
+        ends = np.cumsum([int(index.clips.sum()) for index in indices]).tolist()
+        self.readers = [
+            ClipReader(index, clip.modalities, cache, vocabularies=self.vocabularies, first=first)
+            for index, first in zip(indices, [0, *ends])
+        ]
 
     def fetch(self, unit: Unit) -> list[FetchedClip]:
         """Reads a unit's clips; several threads may."""
-        return self.reader.fetch(unit.shards, unit.rows)
+        if len(self.readers) == 1:
+            return self.readers[0].fetch(unit.shards, unit.rows)
+        clips: dict[int, FetchedClip] = {}
+        for corpus, reader in enumerate(self.readers):
+            (places,) = np.nonzero(unit.corpora == corpus)
+            clips |= zip(places.tolist(), reader.fetch(unit.shards[places], unit.rows[places]))
+        return [clips[place] for place in range(len(clips))]
 
     def close(self) -> None:
-        """Ends the reader's threads."""
-        self.reader.close()
+        """Ends the readers' threads."""
+        for reader in self.readers:
+            reader.close()
 
-    def collate(self, clips: list[FetchedClip], epoch: int) -> Outcome:
-        """Decodes clips into one batch.
+    def collate(self, clips: list[FetchedClip], epochs: Sequence[int]) -> Outcome:
+        """Decodes clips, each drawn for a pass of its corpus, into one batch.
 
         A clip that cannot be decoded keeps its row, with every modality absent and every label -1, so that all ranks
         take the same steps with the same batch sizes; the outcome names it.
@@ -97,7 +110,7 @@ class Collator:
         batch = self._empty(clips)
         bad = []
         for row, clip in enumerate(clips):
-            reason = clip.error or self._decode_into(batch, row, clip, epoch)
+            reason = clip.error or self._decode_into(batch, row, clip, epochs[row])
             if reason:
                 bad.append(BadClip(clip.clip, clip.key, clip.shard, reason))
                 batch.present[row] = False
@@ -106,8 +119,11 @@ class Collator:
             for column, name in enumerate(batch.modalities):
                 if not batch.present[row, column]:
                     batch.streams[name][row] = 0
-        notes = list(self.reader.cache.notes) if self.reader.cache else []
-        return Outcome(batch, bad, self.reader.traffic(), notes)
+        traffic: Counter[str] = Counter()
+        for reader in self.readers:
+            traffic.update(reader.traffic())
+        notes = [note for reader in self.readers if reader.cache for note in reader.cache.notes]
+        return Outcome(batch, bad, dict(traffic), notes)
 
     def _empty(self, clips: list[FetchedClip]) -> ClipBatch:
         """A batch whose streams hold anything: writing zeros first would cost as much as writing the clips."""
@@ -122,7 +138,7 @@ class Collator:
             group=torch.tensor([clip.group for clip in clips], dtype=torch.int64),
             labels={
                 task: torch.tensor([clip.labels[task] for clip in clips], dtype=torch.int64)
-                for task in self.index.vocabularies
+                for task in self.vocabularies
             },
             degraded=torch.from_numpy(np.stack([clip.degraded for clip in clips]).astype(np.float32)),
             clip=torch.tensor([clip.clip for clip in clips], dtype=torch.int64),

@@ -55,6 +55,7 @@ class Selection:
         shards: ``(S,)`` int64, numbers of the shards in the index.
         counts: ``(S,)`` int64, clips in each.
         digest: SHA-256 over these shards alone: other splits may change without touching the schedule.
+        modalities: modality -> clips that have it.
     """
 
     index: Index
@@ -62,6 +63,7 @@ class Selection:
     shards: np.ndarray
     counts: np.ndarray
     digest: str
+    modalities: dict[str, int]
 
     @property
     def total(self) -> int:
@@ -232,7 +234,8 @@ class Index:
                     where=self.store.url,
                     expected=f"data.clip.modalities among {', '.join(m for m in counts if counts[m])}",
                 )
-        return Selection(self, wanted, shards, self.clips[shards], self.digest if everything else shards_digest(table))
+        digest = self.digest if everything else shards_digest(table)
+        return Selection(self, wanted, shards, self.clips[shards], digest, counts)
 
 
 def shards_digest(table: pa.Table) -> str:

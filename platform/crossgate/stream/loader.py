@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from crossgate.config import AugmentConfig, DataConfig
 from crossgate.errors import UserError
 from crossgate.stream.collate import BadClip, Collator, Decode, Outcome, default_decode
 from crossgate.stream.index import Index
+from crossgate.stream.mix import mix_digest, open_corpora
 from crossgate.stream.plan import EvaluationPlan, TrainingPlan, Unit
 from crossgate.stream.processes import worker_context
 from crossgate.stream.reader import FetchedClip
@@ -34,9 +35,9 @@ class ClipLoader:
     """Endless batches of one rank, from any point of any epoch.
 
     Args:
-        index: of the shards.
-        splits: to read.
-        data: global batch, tail, clip, augmentation, workers.
+        index: of the shards in `data.index`.
+        splits: of it, to read.
+        data: further corpora, global batch, tail, clip, augmentation, workers.
         seed: of schedule and augmentation.
         rank, ranks: who reads.
         micro_batch: clips in a batch handed over; the rank's whole share of a global batch if None.
@@ -58,10 +59,11 @@ class ClipLoader:
         micro_batch: int | None = None,
         decode: Decode | None = None,
     ) -> None:
-        selection = index.select(splits, data.clip.modalities)
+        corpora = open_corpora(index, splits, data)
         self._parts = _parts(data.global_batch, ranks, micro_batch)
         self._plan = TrainingPlan(
-            selection,
+            corpora[0].selection,
+            further=[(corpus.selection, corpus.share) for corpus in corpora[1:]],
             seed=seed,
             global_batch=data.global_batch,
             tail=data.tail,
@@ -70,13 +72,13 @@ class ClipLoader:
             parts=self._parts,
         )
         augment = data.augment if data.augment.enabled else None
-        self._dataset = _Units(index, self._plan, data, augment, seed, decode)
+        self._dataset = _Units([corpus.index for corpus in corpora], self._plan, data, augment, seed, decode)
         self._data = data
         self._account = _Account(data.max_bad_clips, alone=ranks == 1)
         self._rank = rank
         self._epoch = self._step = 0
         self._identity = {
-            "digest": selection.digest,
+            "digest": mix_digest(corpora),
             "seed": seed,
             "global_batch": data.global_batch,
             "tail": data.tail,
@@ -84,7 +86,7 @@ class ClipLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch."""
+        """Global batches in an epoch: one pass of the first corpus."""
         return self._plan.steps
 
     def __iter__(self) -> Iterator[ClipBatch]:
@@ -172,7 +174,7 @@ def sequential(
     """
     selection = index.select(splits)  # a modality that no clip of the split has is absent in all of them
     plan = EvaluationPlan(selection, batch_size=batch_size, rank=rank, ranks=ranks, limit=limit)
-    units = _Units(index, plan, data, None, 0, decode)
+    units = _Units([index], plan, data, None, 0, decode)
     return _batches(units, data, _Account(data.max_bad_clips, skipped))
 
 
@@ -181,14 +183,14 @@ class _Units(IterableDataset):
 
     def __init__(
         self,
-        index: Index,
+        indices: Sequence[Index],
         plan: TrainingPlan | EvaluationPlan,
         data: DataConfig,
         augment: AugmentConfig | None,
         seed: int,
         decode: Decode | None,
     ) -> None:
-        self.index, self.plan, self.start = index, plan, 0
+        self.indices, self.plan, self.start = indices, plan, 0
         self._collator = (data.clip, augment, seed, decode, data.cache)
 
     def starting_at(self, start: int) -> _Units:
@@ -200,11 +202,12 @@ class _Units(IterableDataset):
         worker = get_worker_info()
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         clip, augment, seed, decode, cache = self._collator
-        collator = Collator(self.index, clip, augment, seed, decode or default_decode(), cache)
+        collator = Collator(self.indices, clip, augment, seed, decode or default_decode(), cache)
         units = self._units(self.start + number, stride)
+        local = all(index.store.local for index in self.indices)
         try:
-            for unit, clips in _ahead(collator, units, 0 if self.index.store.local else AHEAD):
-                yield collator.collate(clips, unit.epoch)
+            for unit, clips in _ahead(collator, units, 0 if local else AHEAD):
+                yield collator.collate(clips, unit.epochs.tolist())
         except UserError as error:  # as a value: DataLoader would rebuild it from the text of a stack trace
             yield Outcome(error=error)
         finally:

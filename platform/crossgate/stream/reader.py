@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class FetchedClip:
 
     Attributes:
         key, shard: its name and that of its shard.
-        clip: its ordinal in the index.
+        clip: its ordinal in the index; those of further corpora count on.
         group: 63-bit hash.
         labels: task -> class id or -1.
         degraded: ``(M,)`` of the modalities asked for.
@@ -62,10 +62,21 @@ class ClipReader:
         index: where they are.
         modalities: members of other modalities are not read.
         cache: where whole shards of a remote store are kept.
+        vocabularies: by which labels are numbered (the index's own if None); a class that they lack is no label.
+        first: ordinal of the index's first clip.
     """
 
-    def __init__(self, index: Index, modalities: Sequence[str], cache: CacheConfig | None = None) -> None:
-        self.index = index
+    def __init__(
+        self,
+        index: Index,
+        modalities: Sequence[str],
+        cache: CacheConfig | None = None,
+        *,
+        vocabularies: Mapping[str, Sequence[str]] | None = None,
+        first: int = 0,
+    ) -> None:
+        self.index, self.first = index, first
+        self.vocabularies = index.vocabularies if vocabularies is None else vocabularies
         self.modalities = ordered(modalities)
         self.cache: ShardCache | None = None
         if cache is not None and cache.folder and not index.store.local:
@@ -161,11 +172,11 @@ class ClipReader:
 
     def _describe(self, shard: int, row: int) -> tuple[FetchedClip, dict[str, tuple[int, int]]]:
         sidecar = self.sidecar(shard)
-        labels = {t: int(sidecar.label_ids(t, words)[row]) for t, words in self.index.vocabularies.items()}
+        labels = {t: int(sidecar.label_ids(t, words)[row]) for t, words in self.vocabularies.items()}
         clip = FetchedClip(
             key=sidecar.key(row),
             shard=self.index.names[shard],
-            clip=int(self.index.first[shard]) + row,
+            clip=self.first + int(self.index.first[shard]) + row,
             group=int(sidecar.group[row]),
             labels=labels,
             degraded=sidecar.degraded[row, self._columns],

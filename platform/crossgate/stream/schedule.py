@@ -92,11 +92,19 @@ class Schedule:
             UserError: when ranks times parts does not divide the global batch.
             IndexError: for a step outside the epoch.
         """
-        if not 0 <= step < self.steps:
-            raise IndexError(f"step {step} of {self.steps}")
         share = share_of(self.global_batch, ranks, parts)
         first = (part * ranks + rank) * share
-        return self._locate(self._order(step, first, first + share))
+        return self.between(step, first, first + share)
+
+    def between(self, step: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ``(shards, rows)`` of the slots ``first <= slot < last`` of a global batch.
+
+        Raises:
+            IndexError: for a step outside the epoch.
+        """
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
+        return self._locate(self._order(step, first, last))
 
     # ---- slot -> place in the global order -----------------------------------------------------------------------
 
