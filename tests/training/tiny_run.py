@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ class TinyBatch:
 
     def pin_memory(self) -> TinyBatch:
         return TinyBatch(self.x.pin_memory(), self.y.pin_memory(), self.keys)
+
+
+class Crash(Exception):
+    """Ends a start of a run, but not the process."""
 
 
 class TinyModel(nn.Module):
@@ -208,16 +213,19 @@ def run_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
 def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     for case in cases:
-        kill_at, term_at = case.get("kill_at"), case.get("term_at")
+        kill_at, term_at, crash_at = (case.get(f"{end}_at") for end in ("kill", "term", "crash"))
 
-        def on_step(step: int, kill_at=kill_at, term_at=term_at) -> None:
+        def on_step(step: int, kill_at=kill_at, term_at=term_at, crash_at=crash_at) -> None:
+            if step == crash_at:
+                raise Crash
             if step == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == term_at and os.environ.get("RANK", "0") == "0":
                 os.kill(os.getpid(), signal.SIGTERM)
 
         recipe = tiny_recipe(Path(case["output"]), case["name"], **case.get("sections", {}))
-        run_fit(recipe, dropout=case.get("dropout", 0.0), on_step=on_step, validated=case.get("validated", True))
+        with suppress(Crash):
+            run_fit(recipe, dropout=case.get("dropout", 0.0), on_step=on_step, validated=case.get("validated", True))
     leave_world()
 
 

@@ -2,8 +2,8 @@
 
 A run directory's `checkpoints/step-00000120/` holds
 
-- `state/`: what DeepSpeed writes, one part a rank;
-- `rank-00000.pt`: random states of each rank;
+- `state/rank-00000.safetensors`, ...: weights and optimiser, the pieces that a rank held, by parameter name;
+- `random-00000.safetensors`, ...: random states of each rank;
 - `weights.safetensors`: the whole task in fp32, in checkpoints that are the best so far;
 - `manifest.json`: written last; size and SHA-256 of every other file, and where the run stood.
 """
@@ -13,13 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,9 +27,13 @@ from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import dump_recipe, load_recipe, recipe_digest
 from crossgate.training.engine import full_weights, user_settings
+from crossgate.training.pieces import adam_steps, begin_moments, held_pieces, own_pieces, publish_values
+from crossgate.training.randomness import begin_random_states, load_random_states, save_random_states
+from crossgate.training.states import PieceReader, Unfit, write_pieces
 from crossgate.training.world import World
 
 MANIFEST, WEIGHTS, STATE = "manifest.json", "weights.safetensors", "state"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Manifest:
     code: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Relative path -> size and sha256."""
-    version: int = 1
+    version: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,12 @@ def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World
     if world.leads:
         shutil.rmtree(partial, ignore_errors=True)
         with writing("a checkpoint", partial):
-            partial.mkdir(parents=True)
+            (partial / STATE).mkdir(parents=True)
     world.barrier()
     with writing("a checkpoint", partial):
-        engine.save_checkpoint(str(partial), tag=STATE, save_latest=False)
-        torch.save(_random_states(), partial / f"rank-{world.rank:05d}.pt")
+        pieces = own_pieces(engine, world)
+        write_pieces(partial / STATE / f"rank-{world.rank:05d}.safetensors", pieces, adam_steps(engine))
+        save_random_states(_random(partial, world))
         if weights:
             state = full_weights(engine, world)
             if world.leads:
@@ -215,42 +218,32 @@ def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World
 
 
 def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -> None:
-    """Puts weights, optimiser and random states back as they were.
+    """Puts weights, optimiser and random states back as they were, whatever ranks and ZeRO stage saved them.
+
+    A rank that the checkpoint has no random states of begins new ones.
 
     Raises:
-        UserError: when the checkpoint was made by another recipe, ZeRO stage, number of ranks or version of the model.
+        UserError: when the checkpoint was made by another recipe, or a version with another model or format.
     """
     manifest = checkpoint.manifest
     if manifest.recipe != recipe_digest(recipe):
         raise _other_recipe(checkpoint.path.parents[1], recipe)
-    stage = engine.zero_optimization_stage()
-    if manifest.stage != stage:
-        raise UserError(
-            f"made with ZeRO stage {manifest.stage}, this run has {stage}",
-            where=checkpoint.path,
-            cure=f"set engine.zero_stage={manifest.stage} or another run.name",
-        )
-    if manifest.ranks != world.ranks and manifest.stage > 0:
-        raise UserError(
-            f"made by {manifest.ranks} ranks, this run has {world.ranks}",
-            where=checkpoint.path,
-            cure=f"set cluster.workers={manifest.ranks}, or start anew under another run.name",
-        )
-    engine.checkpoint_engine = _tensors_only(engine.checkpoint_engine)
+    if manifest.version != FORMAT:
+        raise _other_version(checkpoint.path, f"it has format {manifest.version}, not {FORMAT}")
     try:
-        engine.load_checkpoint(str(checkpoint.path), tag=STATE)
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
-            raise
-        raise UserError(
-            f"its weights are not this model's ({' '.join(str(error).split())[:200]})",
-            where=checkpoint.path,
-            expected="a checkpoint that this version of crossgate and timm wrote",
-            cure="go on with the version that wrote it, or start anew under another run.name",
-        ) from None
-    states = checkpoint.path / f"rank-{world.rank:05d}.pt"
+        with PieceReader(checkpoint.path / STATE) as saved:
+            saved.check_names(set(engine.module.task.state_dict(keep_vars=True)))
+            begin_moments(engine, saved.steps)
+            for piece in held_pieces(engine, world):
+                saved.fill(piece)
+    except Unfit as error:
+        raise _other_version(checkpoint.path, f"its weights are not this model's: {error}") from None
+    publish_values(engine)
+    states = _random(checkpoint.path, world)
     if states.exists():
-        _set_random_states(torch.load(states, weights_only=True))
+        load_random_states(states)
+    else:
+        begin_random_states(recipe.run.seed, world.rank, manifest.step)
 
 
 def prune(run_dir: Path, keep: int, best_step: int) -> None:
@@ -261,52 +254,11 @@ def prune(run_dir: Path, keep: int, best_step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-class random_states_kept:
-    """Context that leaves random states as they were, so that a look aside does not change the run."""
-
-    def __enter__(self) -> None:
-        self._states = _random_states()
-
-    def __exit__(self, *exception: object) -> None:
-        _set_random_states(self._states)
-
-
 # ---- parts -----------------------------------------------------------------------------------------------------
 
 
-def _tensors_only(checkpoint_engine: Any) -> Any:
-    """Makes DeepSpeed read its files as tensors and three named records of its own, so that a file cannot run code."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    def load(path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-    checkpoint_engine.load = load
-    return checkpoint_engine
-
-
-def _random_states() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "python": [version, list(internal), gauss],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    version, internal, gauss = states["python"]
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+def _random(folder: Path, world: World) -> Path:
+    return folder / f"random-{world.rank:05d}.safetensors"
 
 
 def _digests(folder: Path, world: World) -> dict[str, dict[str, Any]]:
@@ -357,4 +309,13 @@ def _other_recipe(run_dir: Path, recipe: Recipe) -> UserError:
         where=run_dir,
         expected="the recipe stored there (recipe.yaml)",
         cure="set another run.name, or delete the folder to start anew",
+    )
+
+
+def _other_version(path: Path, reason: str) -> UserError:
+    return UserError(
+        reason,
+        where=path,
+        expected="a checkpoint that this version of crossgate and timm wrote",
+        cure="go on with the version that wrote it, or start anew under another run.name",
     )

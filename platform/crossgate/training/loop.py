@@ -27,7 +27,6 @@ from crossgate.training.checkpoint import (
     load_weights,
     newest_whole,
     prune,
-    random_states_kept,
     restore,
     save_checkpoint,
 )
@@ -35,6 +34,7 @@ from crossgate.training.engine import build_engine, full_weights
 from crossgate.training.meters import Meters, peak_flops
 from crossgate.training.metrics import MetricsFile
 from crossgate.training.progress import ProgressLine
+from crossgate.training.randomness import random_states_kept
 from crossgate.training.schedule import LearningRates
 from crossgate.training.window import Window
 from crossgate.training.world import Flag, World
