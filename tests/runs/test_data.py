@@ -125,7 +125,7 @@ def test_the_last_line_of_pretraining_is_a_command_that_works(road: Path, tmp_pa
     assert command.startswith("next: crossgate finetune --config ")
     shown = CliRunner().invoke(app, command.split()[2:])
     assert shown.exit_code == 0, shown.output
-    assert "% (" in shown.output, "a headline number has its interval"
+    assert "(chance " in shown.output, "a headline number stands beside what knowing nothing gives"
     video = str(min((road / "clips" / "videos").glob("*.mp4")))
     predict = next(line for line in shown.output.splitlines() if "crossgate predict" in line)
     words = predict.replace("VIDEO", video).split()[2:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from crossgate.config import Recipe
@@ -14,6 +16,7 @@ from crossgate.tasks import build_task
 from crossgate.tasks.task import Task
 from crossgate.training.loop import Selection, fit
 
+_LOOKED_THROUGH = 64  # shards of a split
 NEEDED: tuple[Part, ...] = ("train",)
 UNMEASURED = (
     "There is no test split (data.test is empty): the model is trained, and nothing was measured on test clips."
@@ -55,9 +58,10 @@ def _validate(task: Task, context: RunContext) -> dict[str, float]:
 
 def measure(task: Task, context: RunContext) -> Evaluation | None:
     """Measures frozen features of the trained and of an untrained network; None on ranks above 0."""
-    recipe = context.recipe
-    if not recipe.data.test:
+    if not context.recipe.data.test:
         return Evaluation(summary=UNMEASURED) if context.world.leads else None
+    context = _without_unlabelled(context)
+    recipe = context.recipe
     trained = _splits(task, context)
     random = None
     if recipe.evaluation.random_baseline and recipe.evaluation.probe:
@@ -68,6 +72,20 @@ def measure(task: Task, context: RunContext) -> Evaluation | None:
     return evaluate_pretrain(
         train, val, test, context.index.vocabularies, recipe.evaluation, random, seed=recipe.run.seed
     )
+
+
+def _without_unlabelled(context: RunContext) -> RunContext:
+    """Probes learn from labels: splits without any need not be encoded. Only small ones are looked through."""
+    index, data = context.index, context.recipe.data
+    train = tuple(
+        name
+        for name in data.train
+        if len(index.select([name]).shards) > _LOOKED_THROUGH or any(map(sum, index.class_counts([name]).values()))
+    )
+    if not train:
+        return context
+    recipe = context.recipe.model_copy(update={"data": data.model_copy(update={"train": train})})
+    return replace(context, recipe=recipe)
 
 
 def _untrained(context: RunContext) -> Task:

@@ -8,6 +8,8 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.metrics import roc_auc_score
 from synth_features import rows, tables
 
+pytestmark = pytest.mark.slow  # a minute: some hundred clips are rendered and read again
+
 
 @pytest.fixture(scope="module")
 def scores(many) -> dict[str, dict[str, float]]:
