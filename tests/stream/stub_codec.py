@@ -7,6 +7,8 @@ import signal
 
 import torch
 
+from crossgate.stream import schedule
+
 
 def number_tensors(members, clip, augment, seed):
     """Decodes ``rgb.bin`` (decimal text) and, if there, ``audio.bin``; `augment` adds the seed to the picture."""
@@ -18,6 +20,20 @@ def number_tensors(members, clip, augment, seed):
     if "audio.bin" in members and "audio" in clip.modalities:
         found["audio"] = torch.full(clip.shape("audio"), float(members["audio.bin"]))
     return found
+
+
+class LanesCodec:
+    """`number_tensors`, which sets in worker processes from how many clips on a corpus is read in lanes."""
+
+    def __init__(self, mixed: int) -> None:
+        self.mixed = mixed
+
+    def __call__(self, members, clip, augment, seed):
+        return number_tensors(members, clip, augment, seed)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        schedule.MIXED = self.mixed
 
 
 def deadly_tensors(members, clip, augment, seed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,26 @@ def test_wishes_that_cannot_be_met(index: Index) -> None:
         make(index, ranks=5)
     with pytest.raises(UserError, match="micro-batches of 5"):
         make(index, micro_batch=5)
+
+
+def test_meters_say_how_far_ahead_the_workers_are_and_how_fast_bytes_come(index: Index) -> None:
+    loader = make(index, tail="wrap", loader_workers=2, prefetch=3)
+    batches = iter(loader)
+    next(batches)
+    deadline = time.monotonic() + 30
+    while (depth := loader.meters()["data/queue_depth"]) < 6 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        next(batches)
+    assert depth == 6, "two workers hold three decoded batches each while the trainer computes"
+    for _ in range(20):
+        next(batches)
+    meters = loader.meters()
+    assert meters["data/queue_depth"] < 6 and meters["data/read_mb_per_s"] > 0 == meters["data/cache_mb_per_s"]
+    assert loader.meters()["data/read_mb_per_s"] == 0, "since the last call"
+    batches.close()  # type: ignore[attr-defined]
+    alone = make(index)
+    take(alone, 2)
+    assert alone.meters()["data/queue_depth"] == 0
 
 
 def test_files_do_not_pile_up(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_ranks_workers_and_restarts_change_nothing(urls: list[str]) -> None:
     undisturbed = [told(batch) for batch in take(make(urls), 12)]
     assert [told(batch) for batch in take(make(urls, loader_workers=2), 6)] == undisturbed[:6]
     state, at = make(urls).state_dict(), 0
-    for ranks, steps in ((3, 2), (1, 3), (12, 4), (2, 3)):
+    for ranks, steps in ((3, 2), (1, 3), (12, 4), (2, 3)):  # of 12 ranks each has clips of one corpus only
         loaders = [make(urls, rank=rank, ranks=ranks) for rank in range(ranks)]
         for loader in loaders:
             loader.load_state_dict(state)

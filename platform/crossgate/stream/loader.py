@@ -135,7 +135,9 @@ class ClipLoader:
     def meters(self) -> dict[str, float]:
         """Returns running totals of this rank: clips, bytes from store and cache, retries, seconds waited, bad clips.
 
-        Bad clips are those of all ranks, as far as `settle` knows them.
+        Bad clips are those of all ranks, as far as `settle` knows them. Beside the totals, since the last call: 10⁶
+        bytes a second from store and from cache, and the mean number of decoded batches that lay ready when the
+        trainer asked for one (0: it always waited).
         """
         return self._account.meters()
 
@@ -191,6 +193,7 @@ class _Units(IterableDataset):
         decode: Decode | None,
     ) -> None:
         self.indices, self.plan, self.start = indices, plan, 0
+        self.made: Any = None  # batches that each worker has made
         self._collator = (data.clip, augment, seed, decode, data.cache)
 
     def starting_at(self, start: int) -> _Units:
@@ -207,18 +210,18 @@ class _Units(IterableDataset):
         local = all(index.store.local for index in self.indices)
         try:
             for unit, clips in _ahead(collator, units, 0 if local else AHEAD):
-                yield collator.collate(clips, unit.epochs.tolist())
+                outcome = collator.collate(clips, unit.epochs.tolist())
+                if worker:
+                    self.made[worker.id] += 1
+                yield outcome
         except UserError as error:  # as a value: DataLoader would rebuild it from the text of a stack trace
             yield Outcome(error=error)
         finally:
             collator.close()
 
     def _units(self, number: int, stride: int) -> Iterator[Unit]:
-        while True:
-            try:
-                yield self.plan[number]
-            except IndexError:
-                return
+        while self.plan.units is None or number < self.plan.units:
+            yield self.plan[number]
             number += stride
 
 
@@ -233,10 +236,12 @@ class _Account:
 
     def __init__(self, limit: int, skipped: list[BadClip] | None = None, *, alone: bool = True) -> None:
         self.limit, self.alone, self.clips, self.waited = limit, alone, 0, 0.0
+        self.ready: deque[int] = deque(maxlen=1000)  # of whom nobody asks for meters, none may pile up
         self.skipped = skipped if skipped is not None else []
         self.bad: dict[int, BadClip] = {}
         self.agreed: set[int] = set()
         self._traffic: Counter[str] = Counter(dict.fromkeys(("read_bytes", "cache_bytes", "kept_bytes", "retries"), 0))
+        self._last = (time.perf_counter(), 0, 0)
         self._told: set[str] = set()
 
     def add(self, outcome: Outcome, waited: float) -> ClipBatch:
@@ -278,7 +283,15 @@ class _Account:
             )
 
     def meters(self) -> dict[str, float]:
+        now = (time.perf_counter(), self._traffic["read_bytes"], self._traffic["cache_bytes"])
+        seconds, read, cached = (new - old for new, old in zip(now, self._last))
+        depth = sum(self.ready) / max(len(self.ready), 1)
+        self._last = now
+        self.ready.clear()
         return {
+            "data/read_mb_per_s": read / seconds / 1e6,
+            "data/cache_mb_per_s": cached / seconds / 1e6,
+            "data/queue_depth": depth,
             "data/clips": float(self.clips),
             **{f"data/{name}": float(value) for name, value in self._traffic.items()},
             "data/bad_clips": float(len(self.bad.keys() | self.agreed)),
@@ -295,6 +308,7 @@ class _Account:
 
 def _batches(units: _Units, data: DataConfig, account: _Account) -> Iterator[ClipBatch]:
     workers = data.loader_workers
+    units.made = worker_context().RawArray("q", workers) if workers else None
     loader = DataLoader(
         units,
         batch_size=None,
@@ -306,8 +320,10 @@ def _batches(units: _Units, data: DataConfig, account: _Account) -> Iterator[Cli
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, so that making an iterator does not advance the trainer's
     )
-    outcomes = iter(loader)
+    outcomes, taken = iter(loader), 0
     while True:
+        account.ready.append(sum(units.made) - taken if workers else 0)
+        taken += 1
         before = time.perf_counter()
         try:
             outcome = next(outcomes)

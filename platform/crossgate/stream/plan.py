@@ -32,11 +32,18 @@ class Unit:
 class TrainingPlan:
     """Endless: unit ``(epoch * steps + step) * parts + part`` is a rank's share of a part of a global batch.
 
+    Attributes:
+        steps: global batches in an epoch.
+        share: clips of a unit.
+        units: how many there are; None: no end.
+
     Args:
         selection: of the corpus whose passes are the epochs.
         further: other corpora, and how many clips of a global batch each gives; the first one gives the rest.
         seed, global_batch, tail, rank, ranks, parts: as in `Schedule`.
     """
+
+    units = None
 
     def __init__(
         self,
@@ -66,6 +73,8 @@ class TrainingPlan:
         shards, rows, epochs = (np.empty(self.share, np.int64) for _ in range(3))
         for corpus, passes in enumerate(self.passes):
             here = corpora == corpus
+            if not here.any():
+                continue
             begin = int(self._before[corpus, first])
             epoch, *found = passes.take(step, begin, begin + int(here.sum()))
             shards[here], rows[here] = found
@@ -115,6 +124,9 @@ class EvaluationPlan:
     """Every clip once, in the order of the index; a rank has a contiguous slice, whose last batch may be short.
 
     With a limit, the clips are taken at equal distances, so that no class is left out because its shard comes last.
+
+    Attributes:
+        units: how many there are.
     """
 
     def __init__(
@@ -125,11 +137,10 @@ class EvaluationPlan:
         self._total = selection.total
         self._taken = min(self._total, self._total if limit is None else limit)
         self._begin, self._end = (self._taken * r // ranks for r in (rank, rank + 1))
+        self.units = -(-(self._end - self._begin) // batch_size)
 
     def __getitem__(self, number: int) -> Unit:
         first = self._begin + number * self.batch_size
-        if not self._begin <= first < self._end:
-            raise IndexError(number)
         place = np.arange(first, min(first + self.batch_size, self._end), dtype=np.int64)
         clip = place * self._total // self._taken
         shard = np.searchsorted(self._ends, clip, side="right")
