@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,27 @@ import pytest
 import yaml
 from tiny_road import tiny_tree
 
+from crossgate.cli import main
+
 
 def crossgate(*arguments: object, **settings: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "crossgate", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, **settings)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """The same command line in this process: a process of its own takes seconds to import what a run needs."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["crossgate", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, said.out, said.err)
+
+    return run
 
 
 def complaint(done: subprocess.CompletedProcess[str], *fragments: str, status: int = 2) -> None:
@@ -147,9 +165,11 @@ def test_cut_tar_stops_a_run(road: Path, tmp_path: Path) -> None:
         ("finetune.init=nowhere", ["nowhere"]),
     ],
 )
-def test_recipes_that_the_index_cannot_serve(road: Path, tmp_path: Path, override: str, fragments: list[str]) -> None:
+def test_recipes_that_the_index_cannot_serve(
+    road: Path, tmp_path: Path, here: Callable[..., Any], override: str, fragments: list[str]
+) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tiny_tree(road, tmp_path / "runs", "finetune")))
-    complaint(crossgate("finetune", "-c", tmp_path / "mine.yaml", override), *fragments)
+    complaint(here("finetune", "-c", tmp_path / "mine.yaml", override), *fragments)
 
 
 def test_unreachable_tracking_server(road: Path, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_a_job_keeps_its_runs_outside_the_folder_that_is_thrown_away(tmp_path, m
     assert with_absolute_paths(recipe).run.output == "/mnt/shared/runs"
 
 
+@pytest.mark.slow  # two starts of Ray Train
 def test_a_job_submitted_again_is_the_same_run_whatever_its_folder_is_called(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setenv("CROSSGATE_HOME", str(tmp_path / "home"))
