@@ -1,0 +1,31 @@
+"""Settings of the study: gates trained on the kept features of frozen encoders, and compared."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from crossgate.config.base import Config, Fraction, Positive
+
+
+class StudyConfig(Config):
+    """What a run of kind `study` compares. Task, encoders and folder of features are those of `finetune`, learning rate
+    and decay those of `optim`, a gate's own settings those of `model.fusion`."""
+
+    gates: tuple[str, ...] = ()
+    """Fusions to compare (empty: every one that fits the modalities); see `crossgate explain fusion`."""
+    seeds: Positive = 5
+    """Seeds of folds, heads and gates, from `run.seed` on."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 4
+    """Parts of the training groups; a gate learns from the scores that each part gets by heads trained on the others."""
+    steps: Positive = 240
+    """Optimiser steps of the heads, and again of each gate."""
+    batch: Positive = 128
+    """Clips in a step."""
+    eval_every: Positive = 20
+    """Steps between two looks at validation; the weights of the lowest log loss there are kept."""
+    labels: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.1, 1.0)
+    """Shares of the training labels at which the encoders are compared with random ones (empty: they are not)."""
+    noise: tuple[Fraction, ...] = (0.25, 0.5, 0.75, 1.0)
+    """Severities at which each modality of the test clips is spoiled in turn (empty: none is)."""
