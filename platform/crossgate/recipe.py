@@ -20,8 +20,8 @@ from crossgate.errors import UserError, nearest
 _OPERATIONAL = ("run", "cluster", "tracking", "release")
 _OPERATIONAL_KEYS = {
     "data": ("loader_workers", "prefetch", "index", "cache"),
-    "engine": ("zero_stage", "offload"),
-    "training": ("log_every", "save_every", "keep"),
+    "engine": ("zero_stage", "offload", "activation_checkpointing"),
+    "training": ("log_every", "save_every", "keep", "checkpoint_url"),
 }
 # Kinds whose results are all of their index: under another one they are another run. Training resumes over a copy of
 # its shards elsewhere, and its loader compares the index's own digest.

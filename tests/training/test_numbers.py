@@ -47,7 +47,9 @@ def plain() -> tuple[list[float], dict[str, torch.Tensor]]:
     return curve, task.state_dict()
 
 
-def spawn(cases: list[dict], folder: Path, ranks: int, timeout: float = 120) -> list[subprocess.CompletedProcess]:
+def spawn(
+    cases: list[dict], folder: Path, ranks: int, timeout: float = 120, script: str = tiny_run.__file__
+) -> list[subprocess.CompletedProcess]:
     """Runs the cases in `ranks` processes, as torchrun would start them."""
     folder.mkdir(parents=True, exist_ok=True)
     listing = folder / f"cases-{ranks}.json"
@@ -56,7 +58,7 @@ def spawn(cases: list[dict], folder: Path, ranks: int, timeout: float = 120) -> 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, tiny_run.__file__, str(listing)]
+    command = [sys.executable, script, str(listing)]
     processes = [
         subprocess.Popen(
             command,

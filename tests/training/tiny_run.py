@@ -154,19 +154,26 @@ def validate(task: TinyTask, step: int) -> dict[str, float]:
 
 
 def run_fit(
-    recipe: Recipe, *, dropout: float = 0.0, on_step=None, poison: int = -1, validated: bool = True
+    recipe: Recipe, *, dropout: float = 0.0, on_step=None, poison: int = -1, validated: bool = True, heard=None
 ) -> FitResult:
     world = current_world()
     task = TinyTask(seed=world.rank, dropout=dropout)  # ranks start apart: rank 0's weights must win
     loader = TinyLoader(recipe, world, on_step, poison)
     run_dir = Path(recipe.run.output) / recipe.run.name
+
+    def validate_aloud(task: TinyTask, step: int) -> dict[str, float]:
+        metrics = validate(task, step)
+        if heard is not None and step < recipe.training.steps:
+            heard(step, metrics)
+        return metrics
+
     return fit(
         task,
         loader,
         recipe,
         run_dir,
         world,
-        validate=validate if validated else None,
+        validate=validate_aloud if validated else None,
         selection=Selection("val/accuracy", "higher"),
         save_model=lambda task, folder: (folder.mkdir(exist_ok=True), torch.save(task.state_dict(), folder / "w.pt")),
     )
@@ -206,8 +213,15 @@ def run_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
     if recipe.optim.lr == 0.5:
         raise RuntimeError("this trial fails\nsecond line")
     result = run_fit(recipe)
-    heard(result.metrics)
+    heard(result.step - 1, result.metrics)
     return {"step": result.best_step}
+
+
+def run_heard_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
+    """A trial that is heard at each validation before the last."""
+    marker = Path(recipe.run.output) / f"{recipe.run.name}.started"
+    marker.write_text(marker.read_text() + "x" if marker.exists() else "x")
+    return {"step": run_fit(recipe, heard=heard).best_step}
 
 
 def main() -> None:

@@ -73,24 +73,28 @@ def resolve(entry: str) -> Callable[..., dict[str, Any]]:
 def _launch_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, str]) -> dict[str, Any]:
     cluster = recipe.cluster
     mail = _Mail.fresh(recipe)
-    cpus, gpus = cluster.workers * cluster.cpus_per_worker, cluster.workers * cluster.gpus_per_worker
+    fewest = cluster.fewest_workers
+    cpus, gpus = fewest * cluster.cpus_per_worker, fewest * cluster.gpus_per_worker
     with ray_session(cluster, cpus, gpus):
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2.api.config import LoggingConfig
+        from ray.train import FailureConfig, RunConfig
+        from ray.train.v2.api.config import LoggingConfig, ScalingConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
-        trainer = TorchTrainer(
+        from crossgate.cluster.elastic import HeedfulTorchConfig, Trainer
+
+        trainer = Trainer(
             _work,
+            recipe=recipe,
             train_loop_config={
                 "recipe": recipe.model_dump(mode="json"),
                 "entry": entry,
                 "arguments": dict(arguments),
                 "mail": str(mail.folder),
             },
-            torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
+            torch_config=HeedfulTorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=cluster.workers,
+                num_workers=(fewest, cluster.workers) if fewest < cluster.workers else cluster.workers,
+                elastic_resize_monitor_interval_s=cluster.regrow_s,
                 use_gpu=cluster.gpus_per_worker > 0,
                 resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker},
             ),
@@ -114,12 +118,15 @@ def _work(config: dict[str, Any]) -> None:
     """One rank on Ray. Progress lives in the run directory, so a restart is simply a start."""
     import ray.train
 
+    from crossgate.cluster.elastic import watch_for_preemption
+
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     mail = _Mail(Path(config["mail"]))
     if mail.complaints():
         return  # restarted because some rank complained: no use in trying again
     recipe = parse_recipe(config["recipe"])
+    watch_for_preemption()
     use_reserved(recipe.cluster.cpus_per_worker, recipe.cluster.gpus_per_worker)
     meters = shown_to_prometheus(Path(recipe.run.output) / recipe.run.name) if rank == 0 else nullcontext()
     try:

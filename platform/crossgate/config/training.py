@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,7 +35,10 @@ class EngineConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; bf16 needs `zero_stage` of 1 or more."""
     accumulation: Positive = 1
-    """Micro-batches a step."""
+    """Micro-batches a step, for a global batch larger than memory. Pretraining contrasts the whole global batch all the
+    same: it encodes every micro-batch a second time for it, a third more work."""
+    activation_checkpointing: bool = False
+    """Keep no activations inside the encoders but compute them again backward: a third more work, far less memory."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """Keep states in host memory (`parameters` needs stage 3)."""
     deepspeed: str = ""
@@ -65,13 +68,22 @@ class TrainingConfig(Config):
     """Steps between checkpoints (0: at each epoch's end)."""
     keep: Positive = 2
     """Checkpoints kept; the best one by validation is kept besides."""
+    checkpoint_url: str = ""
+    """Folder or s3:// URL that checkpoints are uploaded to while training goes on, below the run's name; the same ones
+    are kept there, and a run whose own folder is lost goes on from there (empty: none)."""
 
 
 class ClusterConfig(Config):
     """Ray."""
 
     workers: Positive = 1
-    """Ranks. One runs in this process without Ray, unless `launcher` is ray."""
+    """Ranks. One runs in this process without Ray, unless `launcher` is ray. A pair `[2, 8]` is short for
+    `min_workers` 2 and `workers` 8."""
+    min_workers: Count = 0
+    """On Ray: go on with as few, rather than wait for those that are lost, and grow back when there is room
+    (0: all `workers` or none). The global batch stays the same."""
+    regrow_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between looks for room to grow back; the run saves before it does."""
     launcher: Literal["auto", "ray", "local"] = "auto"
     """`auto`: Ray for several workers and in a Ray job, else this process. Under torchrun, its ranks in any case."""
     address: str = ""
@@ -81,7 +93,29 @@ class ClusterConfig(Config):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for one worker."""
     max_failures: Count = 3
-    """Restarts from the last checkpoint before the run is given up."""
+    """Restarts from the last checkpoint before the run is given up; nodes that Ray knows to be taken away do not
+    count."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pair(cls, given: Any) -> Any:
+        workers = given.get("workers") if isinstance(given, dict) else None
+        if not isinstance(workers, (list, tuple)):
+            return given
+        if len(workers) != 2 or "min_workers" in given:
+            raise ValueError("workers is a number or a pair [fewest, most]")
+        return given | {"min_workers": workers[0], "workers": workers[1]}
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClusterConfig:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the run needs at least."""
+        return self.min_workers or self.workers
 
 
 class TrackingConfig(Config):

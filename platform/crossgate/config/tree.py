@@ -61,12 +61,13 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _divides(self) -> Recipe:
-        share = self.cluster.workers * self.engine.accumulation
-        if self.data.global_batch % share:
-            raise ValueError(
-                f"data.global_batch {self.data.global_batch} is not divisible by cluster.workers x "
-                f"engine.accumulation = {share}"
-            )
+        for workers in (self.cluster.workers, self.cluster.fewest_workers):
+            share = workers * self.engine.accumulation
+            if self.data.global_batch % share:
+                raise ValueError(
+                    f"data.global_batch {self.data.global_batch} is not divisible by cluster.workers x "
+                    f"engine.accumulation = {share}"
+                )
         if self.data.mix and self.finetune.features and self.kind != "pretrain":
             raise ValueError("finetune.features keeps clips of data.index alone: leave data.mix empty")
         if self.kind == "pretrain" and len(self.data.clip.modalities) < 2:

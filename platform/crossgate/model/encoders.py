@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from crossgate.config import EncoderConfig
 from crossgate.modality import MODALITIES
@@ -40,6 +41,7 @@ class Encoder(nn.Module):
         self.project = nn.Linear(features, dim)
         self.temporal = build_temporal(config.temporal, dim, frames)
         self.norm = nn.LayerNorm(dim)
+        self._recomputed = False
 
     def forward(self, stream: Tensor) -> Tensor:
         batch, frames = stream.shape[:2]
@@ -47,5 +49,21 @@ class Encoder(nn.Module):
         pictures = pictures.to(torch.promote_types(self.mean.dtype, torch.float32))
         pictures = (pictures - self.mean) / self.std
         pictures = pictures.to(self.project.weight.dtype).contiguous(memory_format=torch.channels_last)
-        features = self.project(self.backbone(pictures))  # (B * T, D)
+        features = self.project(self._seen(pictures))  # (B * T, D)
         return self.norm(self.temporal(features.unflatten(0, (batch, frames))))
+
+    def checkpoint_activations(self) -> None:
+        """Keeps few activations of the backbone for the backward pass and computes the others again then.
+
+        Block by block where timm can, else the backbone as a whole.
+        """
+        try:
+            self.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AttributeError, AssertionError, NotImplementedError):
+            self._recomputed = True
+
+    def _seen(self, pictures: Tensor) -> Tensor:
+        """The backbone's output, ``(N, C, H, W) -> (N, F)``."""
+        if self._recomputed and torch.is_grad_enabled():
+            return checkpoint(self.backbone, pictures, use_reentrant=False)
+        return self.backbone(pictures)

@@ -64,6 +64,12 @@ class MultimodalNetwork(nn.Module):
         self.frozen = True
         self.encoders.eval()
 
+    def checkpoint_activations(self) -> None:
+        """Makes every encoder compute its activations again backward instead of keeping them."""
+        for encoder in self.encoders.values():
+            assert isinstance(encoder, Encoder)
+            encoder.checkpoint_activations()
+
     def train(self, mode: bool = True) -> MultimodalNetwork:
         super().train(mode)
         if self.frozen:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
 from crossgate.errors import UserError
-from crossgate.model.contrastive import ContrastiveModel, ContrastiveOutput
+from crossgate.model.contrastive import ContrastiveModel
 from crossgate.model.network import MultimodalNetwork
 from crossgate.objectives.infonce import Contrast, Views, infonce
 from crossgate.objectives.siglip import siglip
 from crossgate.objectives.vicreg import vicreg
+from crossgate.tasks.encoded import Encoded
 from crossgate.tasks.task import Prediction, Report, Task, gate_measures, global_means
 
 
@@ -44,34 +45,52 @@ class PretrainTask(Task):
         self.fused_pairs = [(m, count + m) for m in range(count)]  # views: M modalities, then their M targets
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Report]:
+        return self.score(self.encode(batch))
+
+    def encode(self, batch: ClipBatch) -> Encoded:
+        """Returns what the contrast needs of the clips: a row a clip, which no other clip has a part in."""
         output = self.model(batch.streams, batch.present, self.draws(batch))
-        views = Views(
-            embeddings=torch.cat([output.embeddings, output.targets], dim=1),  # (B, 2M, E)
-            present=torch.cat([output.present, output.target_present], dim=1),
-            group=batch.group if self.exclude_group else batch.clip,  # a clip drawn twice is no negative either way
-        )
+        rows = {
+            "embeddings": torch.cat([output.embeddings, output.targets], dim=1),  # (B, 2M, E)
+            "weights": output.weights,
+            "routing": output.routing,
+        }
+        scalars = {"scale": output.scale} | ({"bias": self.bias.squeeze(0)} if self.objective == "siglip" else {})
+        facts = {
+            "there": torch.cat([output.present, output.target_present], dim=1),  # (B, 2M)
+            "present": output.present,
+            "visible": output.visible,
+            "group": batch.group if self.exclude_group else batch.clip,  # a clip drawn twice is no negative either way
+        }
+        return Encoded({name: value for name, value in rows.items() if value is not None}, scalars, facts)
+
+    def score(self, encoded: Encoded) -> tuple[Tensor, Report]:
+        """Returns loss and report of the global batch whose share of this rank was encoded; uses no weights."""
+        rows, facts = encoded.rows, encoded.facts
+        weights, routing = rows.get("weights"), rows.get("routing")
+        views = Views(rows["embeddings"], facts["there"], facts["group"])
         everywhere = views.gathered()
-        pairs = self._contrast(views, everywhere, self.pairs, output.scale)
-        fused = self._contrast(views, everywhere, self.fused_pairs, output.scale)
+        pairs = self._contrast(views, everywhere, self.pairs, encoded.scalars)
+        fused = self._contrast(views, everywhere, self.fused_pairs, encoded.scalars)
         loss = pairs.loss + self.fused_weight * fused.loss
-        loss, gate = self.regularised(loss, output.weights, output.routing, output.visible)
-        return loss, self._report(loss, pairs, fused, output, everywhere) | gate
+        loss, gate = self.regularised(loss, weights, routing, facts["visible"])
+        return loss, self._report(loss, pairs, fused, encoded, everywhere) | gate
 
     def _wanted(self, pair: tuple[int, int], core: str) -> bool:
         if core and core not in self.modalities:
             raise UserError(f"no modality '{core}' here", where="pretrain.core", expected=", ".join(self.modalities))
         return not core or self.modalities.index(core) in pair
 
-    def _contrast(self, views: Views, everywhere: Views, pairs: list[tuple[int, int]], scale: Tensor) -> Contrast:
+    def _contrast(
+        self, views: Views, everywhere: Views, pairs: list[tuple[int, int]], scalars: dict[str, Tensor]
+    ) -> Contrast:
         if self.objective == "vicreg":
             return vicreg(everywhere, pairs)
         if self.objective == "siglip":
-            return siglip(views, everywhere, pairs, scale, self.bias.squeeze(0), tile=self.tile)
-        return infonce(views, everywhere, pairs, scale, tile=self.tile)
+            return siglip(views, everywhere, pairs, scalars["scale"], scalars["bias"], tile=self.tile)
+        return infonce(views, everywhere, pairs, scalars["scale"], tile=self.tile)
 
-    def _report(
-        self, loss: Tensor, pairs: Contrast, fused: Contrast, output: ContrastiveOutput, everywhere: Views
-    ) -> Report:
+    def _report(self, loss: Tensor, pairs: Contrast, fused: Contrast, encoded: Encoded, everywhere: Views) -> Report:
         names = self.modalities
         report = {
             "loss/total": loss.detach(),
@@ -79,7 +98,7 @@ class PretrainTask(Task):
             "loss/fused": fused.loss.detach(),
             "contrast/top1": pairs.top1,
             "contrast/fused_top1": fused.top1,
-            "contrast/logit_scale": output.scale.detach(),
+            "contrast/logit_scale": encoded.scalars["scale"].detach(),
         }
         for (a, b), value in zip(self.pairs, pairs.pair_losses):
             report[f"loss/pair_{names[a]}_{names[b]}"] = value
@@ -87,7 +106,7 @@ class PretrainTask(Task):
             report[f"loss/fused_{name}"] = value
         for m, name in enumerate(names):
             report[f"embedding/std_{name}"] = spread(everywhere.embeddings[:, m], everywhere.present[:, m])
-        return report | global_means(gate_measures(names, output.weights, output.present))
+        return report | global_means(gate_measures(names, encoded.rows.get("weights"), encoded.facts["present"]))
 
     def _predict(self, batch: ClipBatch) -> Prediction:
         output = self.model(batch.streams, batch.present)

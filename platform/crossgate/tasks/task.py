@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crossgate.batch import ClipBatch
 from crossgate.config import OptimConfig, Recipe
+from crossgate.model.network import MultimodalNetwork
 from crossgate.objectives.gather import sum_over_ranks
 from crossgate.objectives.gating import concentration, load_balance
 from crossgate.tasks.draws import clip_draws
@@ -80,6 +81,12 @@ class Task(nn.Module):
 
     def _predict(self, batch: ClipBatch) -> Prediction:
         raise NotImplementedError
+
+    def checkpoint_activations(self) -> None:
+        """Makes the encoders compute their activations again backward instead of keeping them."""
+        for module in self.modules():
+            if isinstance(module, MultimodalNetwork):
+                module.checkpoint_activations()
 
     def draws(self, batch: ClipBatch) -> Tensor:
         """Returns ``(B, M)`` numbers for modality dropout that depend on clip and step only, and counts the call."""

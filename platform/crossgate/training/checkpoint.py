@@ -26,10 +26,12 @@ from crossgate._version import __version__
 from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import dump_recipe, load_recipe, recipe_digest
+from crossgate.stream.storage import Store
 from crossgate.training.engine import full_weights, user_settings
 from crossgate.training.pieces import adam_steps, begin_moments, held_pieces, own_pieces, publish_values
 from crossgate.training.randomness import begin_random_states, load_random_states, save_random_states
 from crossgate.training.states import PieceReader, Unfit, write_pieces
+from crossgate.training.upload import fetch_checkpoint, stored_checkpoints
 from crossgate.training.world import World
 
 MANIFEST, WEIGHTS, STATE = "manifest.json", "weights.safetensors", "state"
@@ -123,6 +125,36 @@ def newest_whole(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
         except Damaged as damage:
             refused.append(f"{path.name}: {damage}")
     return None, refused
+
+
+def bring_newest(run_dir: Path, store: Store, newest: Checkpoint | None) -> tuple[Checkpoint | None, list[str]]:
+    """Returns the newest whole checkpoint of run directory and store, and why newer ones there were passed over.
+
+    Raises:
+        UserError: when the store cannot be read and the run directory has none either: starting anew is no answer.
+    """
+    refused: list[str] = []
+    try:
+        names = stored_checkpoints(store)
+    except UserError as error:
+        if newest is None:
+            raise
+        return newest, [f"of {store.url}: {error}"]
+    for name in reversed(names):
+        if newest is not None and name <= newest.path.name:
+            break
+        reason = fetch_checkpoint(store, name, run_dir / "checkpoints")
+        if reason is None:
+            return verify(run_dir / "checkpoints" / name), refused
+        refused.append(f"{name} of {store.url}: {reason}")
+    return newest, refused
+
+
+def bring(run_dir: Path, store: Store, step: int) -> None:
+    """Downloads the checkpoint of a step, if the store has it whole and the run directory has not."""
+    path = _path(run_dir, step)
+    if not path.exists() and path.name in stored_checkpoints(store):
+        fetch_checkpoint(store, path.name, path.parent)
 
 
 def verify(path: Path) -> Checkpoint:
@@ -246,12 +278,14 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
         begin_random_states(recipe.run.seed, world.rank, manifest.step)
 
 
-def prune(run_dir: Path, keep: int, best_step: int) -> None:
-    """Deletes all but the `keep` newest checkpoints and the best one."""
+def prune(run_dir: Path, keep: int, best_step: int, busy: str = "") -> set[str]:
+    """Deletes all but the `keep` newest checkpoints, the best one and the one named, and returns which shall stay."""
     paths = sorted((run_dir / "checkpoints").glob("step-*"))
-    for path in paths[:-keep]:
-        if path != _path(run_dir, best_step):
+    kept = {path.name for path in paths[-keep:]} | {_path(run_dir, best_step).name}
+    for path in paths:
+        if path.name not in kept | {busy}:
             shutil.rmtree(path, ignore_errors=True)
+    return kept
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------

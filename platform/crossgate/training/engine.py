@@ -37,6 +37,8 @@ class Step(nn.Module):
     Clips arrive as bytes and fp32; autocast meets bf16 weights half-way and keeps losses and norms in fp32.
     """
 
+    task: Any
+
     def __init__(self, task: nn.Module, device: torch.device, precision: str) -> None:
         super().__init__()
         self.task = task
@@ -44,8 +46,11 @@ class Step(nn.Module):
         self.scalars: set[int] = set()
         """Parameters that have no dimension in the caller's task, by `id`."""
 
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Any, *, encode: bool = False) -> Any:
+        """Returns ``(loss, report)`` of the batch, or what the task makes of it before its objective."""
         with self.autocast():
+            if encode:
+                return self.task.encode(batch)
             loss, report = self.task(batch)
         return loss.reshape(()), report
 
@@ -71,6 +76,8 @@ def build_engine(task: nn.Module, recipe: Recipe, world: World) -> Any:
     deepspeed = _import_deepspeed(world)
     settings = deepspeed_settings(recipe, world)
     module = Step(copy.deepcopy(task), world.device, recipe.engine.precision)
+    if recipe.engine.activation_checkpointing:
+        module.task.checkpoint_activations()
     for parameter in module.task.parameters():
         if parameter.ndim == 0:  # DeepSpeed cannot broadcast it; `full_weights` gives the shape back
             parameter.data = parameter.data.reshape(1)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,9 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import recipe_digest
+from crossgate.training.accumulate import contrasts, step_as_one
 from crossgate.training.checkpoint import (
     Checkpoint,
     Manifest,
+    bring,
+    bring_newest,
     claim_run_dir,
     damage_of,
     has_weights,
@@ -35,7 +35,9 @@ from crossgate.training.meters import Meters, peak_flops
 from crossgate.training.metrics import MetricsFile
 from crossgate.training.progress import ProgressLine
 from crossgate.training.randomness import random_states_kept
+from crossgate.training.requests import STOP, Requests, heeding_sigterm
 from crossgate.training.schedule import LearningRates
+from crossgate.training.upload import Uploader, checkpoint_store
 from crossgate.training.window import Window
 from crossgate.training.world import Flag, World
 
@@ -138,9 +140,9 @@ def fit(
     claim_run_dir(run_dir, recipe, world)
     torch.manual_seed(recipe.run.seed + world.rank)  # each rank its own dropout; weights come from rank 0
     run = _Run(task, loader, recipe, run_dir, world, tracker, validate, selection or Selection())
-    with run.line, _stop_request() as stop:
+    with run.line, heeding_sigterm() as requests:
         run.resume()
-        run.train(stop)
+        run.train(requests)
         return run.finish(save_model)
 
 
@@ -165,6 +167,7 @@ class _Run:
         self.eval_every = training.eval_every or epoch
         self.save_every = training.save_every or epoch
         self.engine = build_engine(task, recipe, world)
+        self.as_one = recipe.engine.accumulation > 1 and contrasts(task)
         self.rates = LearningRates(self.engine.optimizer, self.total, recipe.optim)
         self.window = Window(world)
         self.meters = Meters(recipe.data.global_batch, world.ranks, world.device, precision=recipe.engine.precision)
@@ -173,12 +176,14 @@ class _Run:
         self.best_value: float | None = None
         self.metrics: dict[str, float] = {}
         self.file: MetricsFile | None = None
+        self.store = checkpoint_store(recipe.training.checkpoint_url, recipe.run.name)
+        self.uploader = Uploader(self.store, self.line.say) if self.store and world.leads else None
 
     # ---- start -------------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
         """Goes to the newest whole checkpoint and says which and why."""
-        checkpoint, refused = self.world.from_leader(newest_whole(self.run_dir) if self.world.leads else None)
+        checkpoint, refused = self.world.from_leader(self._newest() if self.world.leads else None)
         for reason in refused:
             self.line.say(f"passed over checkpoint {reason}")
         if checkpoint:
@@ -190,6 +195,15 @@ class _Run:
             self.line.say(f"starting at step 0 of {self.total}: no checkpoint yet in {self.run_dir}")
         if self.world.leads:
             self.file = MetricsFile(self.run_dir, resume_step=self.step)
+
+    def _newest(self) -> tuple[Checkpoint | None, list[str]]:
+        checkpoint, refused = newest_whole(self.run_dir)
+        if self.store:
+            checkpoint, elsewhere = bring_newest(self.run_dir, self.store, checkpoint)
+            refused += elsewhere
+            if checkpoint and checkpoint.manifest.best_step:
+                bring(self.run_dir, self.store, checkpoint.manifest.best_step)
+        return checkpoint, refused
 
     def _go_to(self, checkpoint: Checkpoint) -> None:
         manifest = checkpoint.manifest
@@ -209,11 +223,11 @@ class _Run:
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
-    def train(self, stop: threading.Event) -> None:
+    def train(self, requests: Requests) -> None:
         """Steps to the end; validates, saves and logs on the way."""
         if self.step >= self.total:
             return
-        batches, asked_to_stop = iter(self.loader), Flag(self.world)
+        batches, agreed = iter(self.loader), Flag(self.world)
         self.engine.train()
         self.meters.start()
         self._count_flops = peak_flops(self.world.device, self.recipe.engine.precision) is not None
@@ -226,21 +240,27 @@ class _Run:
                 self._validate()
             if last or self.step % self.save_every == 0:
                 self._save()
-            if asked_to_stop(stop.is_set()) and not last:
+            asked = agreed(requests.take())
+            if asked and not last:
                 self._save()
+                requests.heeded()
+            if asked == STOP and not last:
                 self.line.say(f"stopped at step {self.step} as asked; saved; start the run again to go on")
+                self._finish_upload()
                 raise Preempted(143)
 
     def _train_step(self, batches: Iterator[Any]) -> None:
         self.step += 1
         self.rate = self.rates.set(self.step)
-        for _ in range(self.recipe.engine.accumulation):
-            with self.meters.waiting():
-                batch = self._to_device(next(batches))
-            loss, report = self._forward(batch)
-            self.engine.backward(loss)
-            self.engine.step()
-            self.window.add(self.step, batch.keys, loss, report)
+        if self.as_one:
+            self._step_as_one([self._next(batches) for _ in range(self.recipe.engine.accumulation)])
+        else:
+            for _ in range(self.recipe.engine.accumulation):
+                batch = self._next(batches)
+                loss, report = self._forward(batch)
+                self.engine.backward(loss)
+                self.engine.step()
+                self.window.add(self.step, batch.keys, loss, report)
         if self._logs():
             self.window.settle()  # the device has done what it was given before the clock is read
         self.meters.step()
@@ -248,13 +268,21 @@ class _Run:
     def _logs(self) -> bool:
         return self.step == self.total or self.step % self.recipe.training.log_every == 0
 
-    def _forward(self, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _next(self, batches: Iterator[Any]) -> Any:
+        with self.meters.waiting():
+            return self._to_device(next(batches))
+
+    def _step_as_one(self, batches: list[Any]) -> None:
+        loss, report = step_as_one(self.engine, batches, self._forward)
+        self.window.add(self.step, [key for batch in batches for key in batch.keys], loss, report)
+
+    def _forward(self, batch: Any, **how: bool) -> Any:
         """Runs the task; once a start also counts its FLOPs, where a peak to compare them with is known."""
         if not self._count_flops:
-            return self.engine(batch)
+            return self.engine(batch, **how)
         self._count_flops = False
         with FlopCounterMode(display=False) as counter:
-            output = self.engine(batch)
+            output = self.engine(batch, **how)
         # A backward pass costs twice its forward pass.
         self.meters.flops_per_step = 3.0 * counter.get_total_flops() * self.recipe.engine.accumulation
         return output
@@ -273,6 +301,8 @@ class _Run:
         self.loader.settle(self.world.gather)
         metrics |= {f"data/{name.removeprefix('data/')}": value for name, value in self.loader.meters().items()}
         self.line.show(self.step, metrics, self.meters.eta_s(self.total - self.step))
+        if self.uploader:
+            metrics["checkpoint/upload_failures"] = float(self.uploader.failures)
         self._record(metrics)
 
     def _validate(self) -> None:
@@ -309,10 +339,17 @@ class _Run:
                 best_step=self.best_step,
                 best_value=self.best_value,
             )
-            save_checkpoint(self.engine, self.run_dir, manifest, self.world, weights=best)
+            path = save_checkpoint(self.engine, self.run_dir, manifest, self.world, weights=best)
             if self.world.leads:
-                prune(self.run_dir, self.recipe.training.keep, self.best_step)
+                busy = self.uploader.travelling if self.uploader else ""
+                kept = prune(self.run_dir, self.recipe.training.keep, self.best_step, busy)
+                if self.uploader:
+                    self.uploader.put(path, kept)
         self.saved_step = self.step
+
+    def _finish_upload(self) -> None:
+        if self.uploader:
+            self.uploader.finish()
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         if self.file:
@@ -324,6 +361,7 @@ class _Run:
 
     def finish(self, save_model: Callable[[Any, Path], object] | None) -> FitResult:
         """Gives the caller's task the best weights and lets the engine go."""
+        self._finish_upload()
         best = self.best_step or self.step
         self.world.barrier()
         # A forgotten best leaves the last step's weights, which a checkpoint that was not the best has no file of.
@@ -337,17 +375,3 @@ class _Run:
             save_model(self.task, model_dir)
         self.world.barrier()
         return FitResult(self.step, self.metrics, best, self.best_value, self.resumed_from, model_dir)
-
-
-@contextmanager
-def _stop_request() -> Iterator[threading.Event]:
-    """Turns SIGTERM into an event, where this thread may (Ray's training threads may not)."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

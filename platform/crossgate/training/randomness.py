@@ -34,6 +34,18 @@ def begin_random_states(seed: int, rank: int, step: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
+def device_random_state() -> list[Tensor]:
+    """Returns the states that a model draws from: torch's, and CUDA's where there is one."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
+
+
+def set_device_random_state(state: list[Tensor]) -> None:
+    """Puts back what `device_random_state` returned."""
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1])
+
+
 class random_states_kept:
     """Context that leaves random states as they were, so that a look aside does not change the run."""
 

@@ -61,26 +61,26 @@ class World:
 
 
 class Flag:
-    """Agreement of all ranks on a yes or no that any of them may raise, without waiting for one another.
+    """Agreement of all ranks on the largest number that any of them raises, without waiting for one another.
 
-    Each call hands in this rank's answer and returns what all ranks had answered at the call before. The exchange
-    runs on the host while the step computes, so it costs the device nothing.
+    Each call hands in this rank's number and returns the largest of those that the ranks had handed in at the call
+    before. The exchange runs on the host while the step computes, so it costs the device nothing.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._pending: tuple[torch.Tensor, Any] | None = None
 
-    def __call__(self, raised: bool) -> bool:
+    def __call__(self, raised: int) -> int:
         if self._world.ranks == 1:
             return raised
         before = self._pending
-        answer = torch.tensor([int(raised)])
+        answer = torch.tensor([raised])
         self._pending = answer, dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=_control, async_op=True)
         if before is None:
-            return False
+            return 0
         before[1].wait()
-        return bool(before[0].item())
+        return int(before[0].item())
 
 
 def current_world(timeout_s: float = 1800.0) -> World:

@@ -1,0 +1,134 @@
+"""Workers that may come and go on Ray: how many of them, told before they go, saved before they change."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+from ray.train.v2.api.config import ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from crossgate.config import Recipe
+from crossgate.training.requests import REQUESTS
+
+SAVING_S = 120.0
+"""Patience with a run that saves before its workers change."""
+
+
+def possible_workers(recipe: Recipe) -> tuple[int, ...]:
+    """Returns the numbers of workers, ascending, within the recipe's bounds that share its global batch evenly."""
+    cluster, share = recipe.cluster, recipe.data.global_batch // recipe.engine.accumulation
+    return tuple(n for n in range(cluster.fewest_workers, cluster.workers + 1) if share % n == 0)
+
+
+class Trainer(TorchTrainer):
+    """Ray's trainer with a number of workers that the recipe allows at any time."""
+
+    def __init__(self, *given: Any, recipe: Recipe, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._counts = possible_workers(recipe)
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        scaling: Any = self.scaling_config
+        if scaling.elasticity_enabled:
+            options["scaling_policy"] = EvenScaling(scaling, self._counts)
+        return super()._initialize_and_run_controller(**options)
+
+
+class EvenScaling(ElasticScalingPolicy):
+    """Ray's elastic policy for numbers of workers that share the global batch evenly; it lets the run save first.
+
+    Args:
+        scaling_config: with a pair of bounds.
+        counts: numbers of workers that are possible, ascending.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, counts: tuple[int, ...]) -> None:
+        super().__init__(scaling_config)
+        self._counts = counts
+        self._waiting: tuple[ResizeDecision, float] | None = None
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        room = super()._count_possible_workers(reserved_resources)
+        return max((count for count in self._counts if count <= room), default=0)
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        self._waiting = None  # whatever was to be saved first is gone
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        workers = worker_group_state.workers
+        if self._waiting is not None:
+            resize, deadline = self._waiting
+            if time.monotonic() < deadline and not _all(workers, _has_saved):
+                return NoopDecision()
+            self._waiting = None
+            return resize
+        decision: Any = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if not isinstance(decision, ResizeDecision):
+            return decision
+        _all(workers, _ask_to_save)
+        self._waiting = decision, time.monotonic() + SAVING_S
+        return NoopDecision()
+
+
+def _all(workers: list[Any], question: Any) -> bool:
+    """Asks every worker's process; a dead or busy one counts as a no."""
+    try:
+        return all(ray.get([worker.execute_async(question) for worker in workers], timeout=5))
+    except (ray.exceptions.RayError, TimeoutError):
+        return False
+
+
+def _ask_to_save() -> bool:
+    REQUESTS.ask_to_save()
+    return True
+
+
+def _has_saved() -> bool:
+    return REQUESTS.saved()
+
+
+# ---- in the workers --------------------------------------------------------------------------------------------
+
+
+class HeedfulTorchConfig(TorchConfig):
+    """Ray's setup of torch, with workers that save before they obey SIGTERM."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _HeedfulBackend
+
+
+class _HeedfulBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(_heed_sigterm)
+
+
+def _heed_sigterm() -> None:
+    """Runs in the worker's main thread, which alone may set handlers; training runs in another."""
+    REQUESTS.begin()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: REQUESTS.ask_to_stop())
+
+
+def watch_for_preemption(every_s: float = 0.5) -> None:
+    """Asks the run to save once when Ray says that a node of this run will be taken away; returns at once."""
+    noticed = getattr(get_train_context(), "preemption_context", None)  # later than some versions of Ray
+    if noticed is None:
+        return
+
+    def watch() -> None:
+        while noticed.preemption_info is None:
+            time.sleep(every_s)
+        REQUESTS.ask_to_save()
+
+    threading.Thread(target=watch, name="preemption", daemon=True).start()

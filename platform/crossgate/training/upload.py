@@ -1,0 +1,156 @@
+"""Checkpoints that travel to a store while training goes on, and come back where the run's own folder has none.
+
+In the store every checkpoint is some files with a common beginning, `step-00000120.manifest.json` among them. That one
+is written last and deleted first: what has it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path, PurePosixPath
+
+from crossgate.errors import UserError
+from crossgate.stream.storage import Store, open_store
+
+MANIFEST = "manifest.json"
+_APART = "--"  # for the slash of a file's path: stores are listed folder by folder
+_PIECE = 64 << 20
+
+
+def checkpoint_store(url: str, run: str) -> Store | None:
+    """Returns the folder of a run's checkpoints below the recipe's `training.checkpoint_url`, if it has one.
+
+    Raises:
+        UserError: for a store that takes no files.
+    """
+    if url.startswith(("http://", "https://")):
+        raise UserError("http stores are read only", where="training.checkpoint_url", expected="a path or s3:// URL")
+    return open_store(f"{url.rstrip('/')}/{run}") if url else None
+
+
+class Uploader:
+    """Uploads checkpoints of the run's folder from a thread of its own; a failure is said and survived.
+
+    Where saving is faster than the way to the store, only the newest checkpoint sets out.
+
+    Args:
+        store: of `checkpoint_store`.
+        say: tells the user something.
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], None]) -> None:
+        self._store, self._say = store, say
+        self._jobs: queue.Queue[tuple[Path, frozenset[str]] | None] = queue.Queue()
+        self._newest: Path | None = None
+        self.travelling = ""
+        """Name of the checkpoint under way, which must stay in its folder."""
+        self.uploaded = ""
+        """Name of the newest checkpoint that this process has brought there whole."""
+        self.failures = 0
+        self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
+        self._thread.start()
+
+    def put(self, path: Path, keep: Collection[str]) -> None:
+        """Has a checkpoint uploaded and, once it is there, all but it and those of the given names deleted."""
+        self._newest = path
+        self._jobs.put((path, frozenset(keep) | {path.name}))
+
+    def finish(self) -> None:
+        """Waits for what is under way."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            path, keep = job
+            if path != self._newest:
+                continue
+            self.travelling = path.name
+            try:
+                self._upload(path)
+                self._prune(keep)
+            except (UserError, OSError) as error:
+                self.failures += 1
+                self._say(f"{path.name} was not uploaded, the next one will be tried: {error}")
+            self.travelling = ""
+
+    def _upload(self, path: Path) -> None:
+        described = (path / MANIFEST).read_bytes()
+        for name in sorted(json.loads(described)["files"]):
+            self._store.put(_stored(path.name, name), path / name)
+        self._store.put(_stored(path.name, MANIFEST), described)
+        self.uploaded = path.name
+
+    def _prune(self, keep: Collection[str]) -> None:
+        gone = [name for name in self._store.list() if name.split(".", 1)[0] not in keep]
+        for name in sorted(gone, key=lambda name: not name.endswith(f".{MANIFEST}")):
+            self._store.delete(name)
+
+
+def stored_checkpoints(store: Store) -> list[str]:
+    """Returns the names of the whole checkpoints in a store, oldest first; none where there is no such folder.
+
+    Raises:
+        UserError: for a store that cannot be read.
+    """
+    if store.local and not Path(store.url).is_dir():
+        return []
+    try:
+        names = store.list(f".{MANIFEST}")
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
+    return [name.removesuffix(f".{MANIFEST}") for name in names if name.startswith("step-")]
+
+
+def fetch_checkpoint(store: Store, name: str, folder: Path) -> str | None:
+    """Downloads a checkpoint into the run's folder, where it appears whole or not at all.
+
+    Args:
+        store: of `checkpoint_store`.
+        name: of `stored_checkpoints`.
+        folder: of the run's checkpoints.
+
+    Returns:
+        Why it cannot be used, or None when it lies there.
+    """
+    partial = folder / f".tmp-{name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        described = store.read(_stored(name, MANIFEST))
+        for file, entry in json.loads(described)["files"].items():
+            if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+                return f"it would write outside its folder ({file})"
+            (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            if _fetch(store, _stored(name, file), int(entry["size"]), partial / file) != entry["sha256"]:
+                return f"{file} has changed since it was written"
+        (partial / MANIFEST).write_bytes(described)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        partial.rename(folder / name)
+    except (UserError, OSError) as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"unreadable manifest ({error})"
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return None
+
+
+def _fetch(store: Store, name: str, size: int, path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for start in range(0, size, _PIECE):
+            piece = store.read_range(name, start, min(start + _PIECE, size))
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+def _stored(checkpoint: str, file: str) -> str:
+    return f"{checkpoint}.{file.replace('/', _APART)}"

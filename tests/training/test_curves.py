@@ -1,0 +1,101 @@
+"""Thirty steps of pretraining on generated clips: one curve, whatever computes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import curve_run
+import pytest
+import torch
+from curve_run import BATCH, STEPS, curve_recipe, global_batch, run_case
+from test_numbers import spawn
+from tiny_run import losses
+from torch import nn
+
+from crossgate.batch import ClipBatch
+from crossgate.config import DataConfig
+from crossgate.stream.index import Index
+from crossgate.stream.loader import sequential
+from crossgate.tasks import build_task
+
+pytestmark = pytest.mark.slow
+# fp32 sums in another order, through 30 steps of AdamW: losses of about 4 apart by less than this.
+CLOSE = {"rel": 0, "abs": 1e-3}
+
+ALONE = {
+    "zero 0": {"zero_stage": 0},
+    "zero 1": {"zero_stage": 1},
+    "zero 2": {"zero_stage": 2},
+    "zero 3": {"zero_stage": 3},
+    "accumulation 4": {"zero_stage": 1, "accumulation": 4},
+    "optimizer offload": {"zero_stage": 2, "offload": "optimizer"},
+    "parameter offload": {"zero_stage": 3, "offload": "parameters"},
+    "activation checkpointing": {"zero_stage": 1, "activation_checkpointing": True},
+}
+TOGETHER = {
+    2: {
+        "two ranks, zero 1": {"zero_stage": 1},
+        "two ranks, zero 3, accumulation 4, checkpointing": {
+            "zero_stage": 3,
+            "accumulation": 4,
+            "activation_checkpointing": True,
+        },
+    },
+    4: {"four ranks, zero 2": {"zero_stage": 2}, "four ranks, zero 0": {"zero_stage": 0}},
+}
+
+
+@pytest.fixture(scope="module")
+def clips(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of all generated clips, as tensors."""
+    recipe = curve_recipe(Path("unused"), "unused")
+    index = Index.load(str(road / "shards"))
+    data = DataConfig(clip=recipe.data.clip)
+    everything = next(iter(sequential(index, tuple(index.splits), data, batch_size=64)))
+    assert len(everything) >= BATCH
+    path = tmp_path_factory.mktemp("curves") / "clips.pt"
+    torch.save({field.name: getattr(everything, field.name) for field in fields(everything)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(clips: Path) -> list[float]:
+    """The losses of the loop that anyone would write."""
+    recipe = curve_recipe(Path("unused"), "plain")
+    everything = ClipBatch(**torch.load(clips, weights_only=True))
+    task, curve = build_task(recipe, {}), []
+    optimizer = torch.optim.AdamW(task.parameter_groups(recipe.optim), betas=recipe.optim.betas)
+    peaks, warmup = [group["lr"] for group in optimizer.param_groups], round(recipe.optim.warmup * STEPS)
+    for step in range(1, STEPS + 1):
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
+        factor = step / warmup if step <= warmup else 0.01 + 0.99 * cosine
+        for group, peak in zip(optimizer.param_groups, peaks):
+            group["lr"] = peak * factor
+        loss, _ = task(global_batch(everything, step - 1))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.parameters(), recipe.optim.clip_norm)
+        optimizer.step()
+        curve.append(loss.item())
+    assert curve[-1] < curve[0] - 0.3  # it learns, so that agreeing means something
+    return curve
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_one_rank(tmp_path: Path, clips: Path, plain: list[float], name: str) -> None:
+    run_case({"output": str(tmp_path), "name": "run", "engine": ALONE[name], "clips": str(clips)})
+    assert losses(tmp_path, "run") == pytest.approx(plain, **CLOSE)
+
+
+@pytest.mark.parametrize("ranks", TOGETHER)
+def test_several_ranks(tmp_path: Path, clips: Path, plain: list[float], ranks: int) -> None:
+    cases = [
+        {"output": str(tmp_path), "name": f"run-{number}", "engine": engine, "clips": str(clips)}
+        for number, engine in enumerate(TOGETHER[ranks].values())
+    ]
+    for process in spawn(cases, tmp_path, ranks, script=curve_run.__file__, timeout=280):
+        assert process.returncode == 0, process.stdout[-3000:]
+    for case in cases:
+        assert losses(tmp_path, case["name"]) == pytest.approx(plain, **CLOSE), case["engine"]

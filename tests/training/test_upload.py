@@ -1,0 +1,164 @@
+"""Checkpoints in a store: there whole or not at all, back when the folder is lost, never in training's way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from tiny_run import Crash, losses, run_fit, tiny_recipe
+
+from crossgate.errors import UserError
+from crossgate.stream.storage import Store
+from crossgate.training.checkpoint import newest_whole, prune
+from crossgate.training.upload import Uploader, checkpoint_store, fetch_checkpoint, stored_checkpoints
+
+
+def recipe(folder: Path, **training):
+    training = {"checkpoint_url": str(folder / "store"), "keep": 2} | training
+    return tiny_recipe(folder / "runs", "run", training=training)
+
+
+def store(folder: Path) -> Store:
+    found = checkpoint_store(str(folder / "store"), "run")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def uploaded(tmp_path_factory) -> Path:
+    """A finished run of 12 steps, saved at 4, 8 and 12 and uploaded."""
+    folder = tmp_path_factory.mktemp("uploaded")
+    run_fit(recipe(folder), validated=False)
+    return folder
+
+
+@pytest.fixture
+def copied(uploaded, tmp_path) -> Path:
+    shutil.copytree(uploaded, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_the_store_keeps_what_the_folder_keeps(uploaded):
+    kept = sorted(path.name for path in (uploaded / "runs" / "run" / "checkpoints").iterdir())
+    assert stored_checkpoints(store(uploaded)) == kept == ["step-00000008", "step-00000012"]
+    assert {name.split(".")[0] for name in store(uploaded).list()} == set(kept)
+
+
+def test_a_lost_folder_comes_back_from_the_store(copied, uploaded, capsys):
+    shutil.rmtree(copied / "runs")
+    for path in (copied / "store" / "run").glob("step-00000012.*"):
+        path.unlink()
+    result = run_fit(recipe(copied), validated=False)
+    assert result.resumed_from == 8
+    assert "step-00000008, the newest whole checkpoint" in " ".join(capsys.readouterr().err.split())
+    assert losses(copied / "runs", "run") == pytest.approx(losses(uploaded / "runs", "run")[8:], rel=0, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        ("flip", "state/rank-00000.safetensors has changed since it was written"),
+        ("manifest", "unreadable manifest"),
+        ("escape", "it would write outside its folder"),
+        ("remove", "no such file"),
+    ],
+)
+def test_a_damaged_one_is_named_and_the_one_before_used(copied, harm, reason):
+    victim = copied / "store" / "run" / "step-00000012.state--rank-00000.safetensors"
+    manifest = copied / "store" / "run" / "step-00000012.manifest.json"
+    if harm == "flip":
+        content = bytearray(victim.read_bytes())
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    elif harm == "manifest":
+        manifest.write_text("{")
+    elif harm == "escape":
+        manifest.write_text(json.dumps({"files": {"../../evil": {"size": 0, "sha256": ""}}}))
+    else:
+        victim.unlink()
+    folder = copied / "fresh"
+    folder.mkdir()
+    assert reason in fetch_checkpoint(store(copied), "step-00000012", folder)
+    assert not list(folder.iterdir())
+    shutil.rmtree(copied / "runs")
+    assert run_fit(recipe(copied), validated=False).resumed_from == 8
+
+
+def test_an_upload_that_was_cut_off_is_no_checkpoint(copied):
+    (copied / "store" / "run" / "step-00000012.manifest.json").unlink()  # it comes last
+    assert stored_checkpoints(store(copied)) == ["step-00000008"]
+
+
+def test_the_folder_is_preferred_where_it_is_as_new(copied):
+    shutil.rmtree(copied / "runs" / "run" / "checkpoints" / "step-00000008")
+    assert run_fit(recipe(copied), validated=False).resumed_from == 12
+    checkpoint, _ = newest_whole(copied / "runs" / "run")
+    assert checkpoint.step == 12
+
+
+class Failing(Store):
+    """A store that is down."""
+
+    def put(self, name, content):
+        raise UserError("storage failed (503)", where=self.path(name))
+
+    def list(self, suffix=""):
+        raise UserError("storage failed (503)", where=self.url)
+
+
+def test_a_store_that_fails_is_said_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("crossgate.training.loop.checkpoint_store", lambda url, run: Failing(str(tmp_path / "store")))
+    (tmp_path / "store").mkdir()
+    with pytest.raises(UserError, match="storage failed"):  # and there is no folder either: starting anew is no answer
+        run_fit(recipe(tmp_path), validated=False)
+    monkeypatch.setattr("crossgate.training.checkpoint.stored_checkpoints", lambda store: [])
+    result = run_fit(recipe(tmp_path), validated=False)
+    assert result.step == 12
+    assert "step-00000012 was not uploaded, the next one will be tried" in " ".join(capsys.readouterr().err.split())
+    assert newest_whole(tmp_path / "runs" / "run")[0].step == 12
+
+
+def test_only_the_newest_sets_out_and_it_is_not_deleted_on_its_way(tmp_path):
+    gate, seen = threading.Event(), []
+
+    class Slow(Store):
+        def put(self, name, content):
+            seen.append(name.split(".")[0])
+            gate.wait(10)
+            super().put(name, content)
+
+    for step in range(1, 5):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text('{"files": {}}')
+    uploader = Uploader(Slow(str(tmp_path / "store")), print)
+    folders = sorted((tmp_path / "checkpoints").iterdir())
+    uploader.put(folders[0], [])
+    while not seen:
+        pass
+    for folder in folders[1:]:
+        uploader.put(folder, [])
+    assert prune(tmp_path, 1, 0, uploader.travelling) == {"step-00000004", "step-00000000"}
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000001", "step-00000004"]
+    gate.set()
+    uploader.finish()
+    assert seen == ["step-00000001", "step-00000004"]
+    assert (uploader.uploaded, uploader.failures, uploader.travelling) == ("step-00000004", 0, "")
+
+
+def test_a_store_without_writing_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match=r"training\.checkpoint_url: http stores are read only"):
+        run_fit(recipe(tmp_path, checkpoint_url="https://example.org/x"), validated=False)
+
+
+def test_a_crash_leaves_the_thread_behind_without_harm(tmp_path):
+    def crash(step: int) -> None:
+        if step == 6:
+            raise Crash
+
+    with pytest.raises(Crash):
+        run_fit(recipe(tmp_path), validated=False, on_step=crash)
+    assert run_fit(recipe(tmp_path), validated=False).resumed_from == 4
