@@ -9,8 +9,10 @@ import pytest
 from tiny_run import tiny_recipe
 
 from crossgate.cli import main
-from crossgate.cluster import ray_tune
-from crossgate.cluster.ray_tune import SearchResult, TrialRecord, leaderboard, plan, search
+from crossgate.cluster import ray_tune, trials
+from crossgate.cluster.explore import plan
+from crossgate.cluster.ray_tune import search
+from crossgate.cluster.trials import SearchResult, TrialRecord, leaderboard, reports_of
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 
@@ -43,11 +45,35 @@ def test_trials_are_ranked_failures_kept_and_finished_ones_not_run_again(tmp_pat
     assert "uri: http://***@host" in (tmp_path / "study" / "recipe.yaml").read_text()
 
 
+@pytest.mark.ray
+def test_halving_prunes_what_is_behind_and_optuna_goes_on_where_it_was(tmp_path, ray_cluster):
+    space = {"optim.lr": {"low": 1e-6, "high": 0.1, "log": True}, "finetune.label_smoothing": [0.0, 0.1]}
+    keys = {"space": space, "samples": 6, "searcher": "optuna", "scheduler": "asha", "grace": 2, "reduction": 2.0}
+    recipe = search_recipe(tmp_path, **keys)
+    recipe.training.steps, recipe.training.eval_every = 12, 2
+    first = search(recipe, "tiny_run:run_heard_trial")
+    ended = [trial.status for trial in first.trials]
+    assert len(ended) == 6 and "pruned" in ended and ended[0] == "finished"
+    started = sorted(path.name for path in (tmp_path / "study").glob("*.started"))
+    pruned = next(trial for trial in first.trials if trial.status == "pruned")
+    assert 0 < pruned.step < 12
+    assert reports_of(pruned.directory)[-1] == (pruned.step, pruned.value)
+    assert not (Path(pruned.directory) / "model").exists()
+
+    more = recipe.model_copy(update={"search": recipe.search.model_copy(update={"samples": 8})})
+    second = search(more, "tiny_run:run_heard_trial")
+    kept = {trial.name: trial for trial in second.trials}
+    assert len(kept) == 8 and all(kept[trial.name] == trial for trial in first.trials)
+    again = [path.read_text() for path in (tmp_path / "study").glob("*.started") if path.name in started]
+    assert again == ["x"] * 6  # nothing that had ended was run again
+    assert (tmp_path / "study" / "figures" / "parallel_coordinates.png").exists()
+
+
 def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):
-    trials = plan(search_recipe(tmp_path))
-    assert len(trials) == 4
-    assert len({record.name for record, _ in trials}) == 4
-    record, settings = trials[0]
+    planned = plan(search_recipe(tmp_path))
+    assert len(planned) == 4
+    assert len({record.name for record, _ in planned}) == 4
+    record, settings = planned[0]
     assert settings.kind == "finetune"
     assert settings.optim.lr == record.overrides["optim.lr"]
     assert Path(settings.run.output) / settings.run.name == Path(record.directory)
@@ -59,7 +85,7 @@ def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):
 
 def test_clips_packed_anew_give_new_trials(tmp_path, monkeypatch):
     digests = {"a": "1", "b": "2"}
-    monkeypatch.setattr(ray_tune, "open_index", lambda recipe: SimpleNamespace(digest=digests[recipe.data.index]))
+    monkeypatch.setattr(trials, "open_index", lambda recipe: SimpleNamespace(digest=digests[recipe.data.index]))
 
     def names(index: str) -> set[str]:
         recipe = search_recipe(tmp_path)
@@ -89,7 +115,7 @@ def test_a_bad_space_is_refused_before_anything_starts(tmp_path, space, complain
 
 
 def test_a_search_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_tune, "open_index", lambda recipe: SimpleNamespace(digest="1"))
+    monkeypatch.setattr(trials, "open_index", lambda recipe: SimpleNamespace(digest="1"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write the run's folder .*check the path"):
         search(search_recipe(tmp_path / "file"), "tiny_run:run_trial")

@@ -1,101 +1,53 @@
 """Ray Tune over recipe overrides: each trial is a fine-tuning run of its own, scored on validation only.
 
-What is done is on disk: a finished trial is not run again, a failed one keeps its reason and is tried anew when the
-search is started again. Trials talk to the search through their run directories, and to Tune only by plain reports:
-nothing is relayed from a nested Ray Train run, which can leave a trial running for ever (Ray 2.60).
+What is done is on disk: a finished or pruned trial is not run again, one that was under way goes on from its
+checkpoint, a failed one keeps its reason and is tried anew when the search is started again. Trials talk to the search
+through their run directories, and to Tune only by plain reports: nothing is relayed from a nested Ray Train run, which
+can leave a trial running for ever (Ray 2.60).
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import random
-import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crossgate.cluster.explore import ENDED, Exploration, Planned, exploration, listed
+from crossgate.cluster.leaderboard import AVERAGING, BOARD, GATE, averages, publish, verdict_on
 from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.ray_train import launch, resolve
 from crossgate.cluster.session import ray_session, use_reserved
+from crossgate.cluster.trials import (
+    SearchResult,
+    TrialRecord,
+    leaderboard,
+    note_report,
+    read_record,
+    trial_of,
+    write_record,
+)
 from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
-from crossgate.recipe import dump_recipe, parse_recipe, recipe_digest, with_overrides
-from crossgate.runs.context import open_index
-from crossgate.tracking import open_tracker, pinned
+from crossgate.recipe import dump_recipe, parse_recipe
+from crossgate.runs.context import run_directory
+from crossgate.tracking import conclude, open_tracker, pinned
 from crossgate.training.metrics import read_metrics
 
-Heard = Callable[[Mapping[str, float]], None]
+Heard = Callable[[int, Mapping[str, float]], None]
 Trial = Callable[[Recipe, Heard, str], dict[str, Any]]
-"""``trial(recipe, heard, parent)``: trains, tells `heard` each validation, returns at least ``step``, the step of the
-weights that it kept."""
+"""``trial(recipe, heard, parent)``: trains, tells `heard` each validation before the last step, returns at least
+``step``, the step of the weights that it kept."""
 
-RECORD = "trial.json"
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """What became of one trial."""
-
-    name: str
-    overrides: dict[str, Any]
-    directory: str
-    status: str = "waiting"
-    """finished, failed or waiting."""
-    value: float | None = None
-    """The search's metric on validation, at the weights that were kept."""
-    reason: str = ""
-    """Why it failed."""
-    seconds: float = 0.0
-
-
-@dataclass
-class SearchResult:
-    """The leaderboard of a search."""
-
-    metric: str
-    trials: list[TrialRecord] = field(default_factory=list)
-    """Best first; failed ones last."""
-
-    def best(self) -> dict[str, Any]:
-        """Returns the overrides of the best trial.
-
-        Raises:
-            UserError: when no trial finished.
-        """
-        if not self.trials or self.trials[0].status != "finished":
-            reasons = {trial.reason for trial in self.trials if trial.reason} or {"there were none"}
-            raise UserError("no trial finished", where="search", cure="; ".join(sorted(reasons)))
-        return dict(self.trials[0].overrides)
-
-    def directories(self, key: str) -> dict[str, Path]:
-        """Returns value of the key -> run directory of the best finished trial with that value."""
-        found: dict[str, Path] = {}
-        for trial in self.trials:
-            if trial.status == "finished" and key in trial.overrides:
-                found.setdefault(str(trial.overrides[key]), Path(trial.directory))
-        return found
-
-    def table(self) -> str:
-        """Returns the leaderboard as text."""
-        rows = [("rank", self.metric, "time", "trial")]
-        for place, trial in enumerate(self.trials, start=1):
-            value = f"{trial.value:.4f}" if trial.value is not None else trial.status
-            settings = ", ".join(f"{key}={value}" for key, value in trial.overrides.items())
-            reason = f"  ({trial.reason})" if trial.reason else ""
-            rows.append((str(place), value, f"{trial.seconds:.0f} s", settings + reason))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join(
-            "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
-        )
+_LOOK_S = 1.0
 
 
 def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> SearchResult:
-    """Runs every trial of `recipe.search` that has not finished yet and returns the leaderboard.
+    """Runs what a search still lacks and returns its leaderboard, with a verdict where gates were compared.
 
     Args:
         recipe: of kind search; each trial is its fine-tuning with some keys replaced.
@@ -105,96 +57,134 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
         UserError: for a space with a key or value that a recipe cannot have, or when Ray cannot be had.
     """
     recipe = with_absolute_paths(recipe)
-    run_dir = Path(recipe.run.output) / recipe.run.name
-    trials = plan(recipe)
+    run_dir = run_directory(recipe)
+    source = exploration(recipe)
     with writing("the run's folder", run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
     with open_tracker(recipe, run_dir) as tracker:
-        waiting = [record for record, _ in trials if read_record(record).status != "finished"]
-        if waiting:
-            _run_trials(recipe, [(r, t) for r, t in trials if r in waiting], trial, tracker.run_id or "")
-        result = leaderboard(recipe, [read_record(record) for record, _ in trials])
-        board = run_dir / "leaderboard.json"
-        board.write_text(json.dumps([asdict(record) for record in result.trials], indent=1))
+        with ExitStack() as stack:
+            stage = _Stage(recipe, trial, tracker.run_id or "", stack)
+            stage.explore(source)
+            finals = _finals(recipe, source.records())
+            stage.repeat(finals, source.records)
+        records = _distinct([*source.records(), *(read_record(record) for record, _ in finals)])
+        _end_tracked_runs(recipe, records)
+        result = leaderboard(recipe, records)
+        verdict = verdict_on(recipe, result, records) if GATE in recipe.search.space else None
+        result.verdict = verdict.said if verdict else ""
+        publish(recipe, result, verdict, tracker)
         if all(record.value is None for record in result.trials):
-            raise UserError(
-                f"every trial failed ({result.trials[0].reason})", where=board, cure="mend it and start again"
-            )
-        tracker.log_artifact(board)
-        tracker.log_text(result.table(), "leaderboard.txt")
-        for record in result.trials:
-            if record.value is not None:
-                tracker.log_metrics({f"search/{record.name}": record.value}, 0)
+            reason = result.trials[0].reason if result.trials else "there were none"
+            raise UserError(f"every trial failed ({reason})", where=run_dir / BOARD, cure="mend it and start again")
     return result
 
 
-def plan(recipe: Recipe) -> list[tuple[TrialRecord, Recipe]]:
-    """Returns the trials: the whole grid, or `samples` distinct draws from it. Bad keys are found here.
-
-    A trial's directory is named by its settings and its index, so that clips packed anew give new trials.
-    """
-    config = recipe.search
-    if not config.space or not all(config.space.values()):
-        raise UserError("nothing to try", where="search.space", expected="a recipe key with a list of values")
-    points: Sequence[tuple[Any, ...]] = list(itertools.product(*config.space.values()))
-    if config.samples:
-        points = random.Random(recipe.run.seed).sample(points, min(config.samples, len(points)))
-    trials = []
-    for point in points:
-        overrides = dict(zip(config.space, point, strict=True))
-        settings = with_overrides(recipe, {"kind": "finetune", **overrides})
-        name = f"{_slug(overrides)}-{_identity(settings)[:6]}"
-        settings.tracking = pinned(recipe.tracking, recipe.run.output)  # trials lie deeper than the search itself
-        settings.run.name, settings.run.output = name, str(Path(recipe.run.output) / recipe.run.name)
-        trials.append((TrialRecord(name, overrides, str(Path(settings.run.output) / name)), settings))
-    return trials
+def _finals(recipe: Recipe, explored: Sequence[TrialRecord]) -> list[Planned]:
+    """Returns the best few and uniform averaging, once a seed."""
+    best = [one for one in leaderboard(recipe, explored).trials if one.status == "finished"]
+    if not best:
+        return []
+    points = [one.overrides for one in best[: recipe.search.finalists]] if recipe.search.seeds > 1 else []
+    if GATE in recipe.search.space:
+        points.append(_averaging(recipe, explored, best))
+    distinct = [point for place, point in enumerate(points) if point not in points[:place]]
+    return [trial_of(recipe, point, seed) for point in distinct for seed in range(recipe.search.seeds)]
 
 
-def _identity(settings: Recipe) -> str:
-    """Returns a digest of all that makes a trial's numbers: its settings and the content of its index."""
-    index = open_index(settings).digest if settings.data.index else ""
-    return hashlib.sha256(f"{recipe_digest(settings)} {index}".encode()).hexdigest()
+def _averaging(recipe: Recipe, explored: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Returns the settings of uniform averaging at its best: of a finished trial, a pruned one, or the winner's."""
+    tried = [one for one in leaderboard(recipe, explored).trials if averages(recipe, one) and one.value is not None]
+    if tried:
+        return tried[0].overrides
+    given = recipe.search.space
+    kept = {key: value for key, value in best[0].overrides.items() if not getattr(given[key], "when", None)}
+    return kept | {GATE: AVERAGING}
 
 
-def leaderboard(recipe: Recipe, records: Sequence[TrialRecord]) -> SearchResult:
-    """Returns the records, best first."""
-
-    def place(record: TrialRecord) -> tuple[bool, float]:
-        return record.value is None, -(record.value or 0.0)
-
-    return SearchResult(recipe.search.metric, sorted(records, key=place))
+def _distinct(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return list({record.name: record for record in records}.values())
 
 
-def read_record(record: TrialRecord) -> TrialRecord:
-    """Returns what the trial's directory says became of it; the record as it is when it says nothing."""
-    path = Path(record.directory) / RECORD
-    return TrialRecord(**json.loads(path.read_text())) if path.exists() else record
+def _end_tracked_runs(recipe: Recipe, records: Sequence[TrialRecord]) -> None:
+    """A trial that Tune stopped was killed in the middle, and cannot end its MLflow run by itself."""
+    for record in records:
+        if recipe.tracking.enabled and record.status in ("pruned", "failed"):
+            server = pinned(recipe.tracking, recipe.run.output)
+            conclude(record.directory, server, "KILLED" if record.status == "pruned" else "FAILED")
 
 
 # ---- under Ray -------------------------------------------------------------------------------------------------
 
 
-def _run_trials(recipe: Recipe, trials: list[tuple[TrialRecord, Recipe]], trial: str, parent: str) -> None:
-    config, cluster = recipe.search, recipe.cluster
-    nested = cluster.workers > 1
-    own = {"cpu": 0.1} if nested else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-    share = cluster.workers * cluster.cpus_per_worker + 0.1 if nested else config.cpus_per_trial
-    gpus = cluster.workers * cluster.gpus_per_worker if nested else config.gpus_per_trial
-    side_by_side = min(config.concurrent, len(trials))
-    storage, name = Path(recipe.run.output) / recipe.run.name / ".ray", f"{recipe.run.name}-{time.time_ns():x}"
-    with ray_session(cluster, side_by_side * share, side_by_side * gpus):
+class _Stage:
+    """Runs trials under Tune; Ray is started when the first one is there, and ends with the search.
+
+    Args:
+        recipe: of the search.
+        trial: ``module:function`` of a `Trial`.
+        parent: MLflow id of the search's run.
+        stack: that Ray ends with.
+    """
+
+    def __init__(self, recipe: Recipe, trial: str, parent: str, stack: ExitStack) -> None:
+        self._recipe, self._trial, self._parent, self._stack = recipe, trial, parent, stack
+        config, cluster = recipe.search, recipe.cluster
+        self._nested = cluster.workers > 1
+        self._cpus = cluster.workers * cluster.cpus_per_worker + 0.1 if self._nested else config.cpus_per_trial
+        self._gpus = cluster.workers * cluster.gpus_per_worker if self._nested else config.gpus_per_trial
+        self._session: Any = None
+
+    def explore(self, source: Exploration) -> None:
+        """Runs the trials that a search draws, with the scheduler that its recipe names."""
+        self._run(source.left, source.draw, source.tell, source.records, self._recipe.search.scheduler == "asha")
+
+    def repeat(self, trials: Sequence[Planned], explored: Callable[[], list[TrialRecord]]) -> None:
+        """Runs trials of a list to their end, those of them that have not finished."""
+        waiting = [one for one in trials if read_record(one[0]).status != "finished"]
+
+        def records() -> list[TrialRecord]:
+            return _distinct([*explored(), *(read_record(record) for record, _ in trials)])
+
+        self._run(len(waiting), listed(waiting), lambda record: None, records, halving=False)
+
+    def _run(
+        self,
+        count: int,
+        draw: Callable[[], Planned | None],
+        tell: Callable[[TrialRecord], None],
+        records: Callable[[], list[TrialRecord]],
+        halving: bool,
+    ) -> None:
+        if not count:
+            return
+        recipe, config = self._recipe, self._recipe.search
+        side_by_side = min(config.concurrent, count)
+        if self._session is None:
+            cpus, gpus = side_by_side * self._cpus, side_by_side * self._gpus
+            self._session = self._stack.enter_context(ray_session(recipe.cluster, cpus, gpus))
         from ray import tune
 
-        jobs = [
-            {"record": asdict(record), "recipe": settings.model_dump(mode="json"), "trial": trial, "parent": parent}
-            for record, settings in trials
-        ]
+        from crossgate.cluster.tuning import Board, Halving, Jobs
+
+        def job() -> dict[str, Any] | None:
+            planned = draw()
+            return self._job(*planned) if planned is not None else None
+
+        scheduler = Halving(config.grace or recipe.training.eval_every or 1, config.reduction) if halving else None
+        if scheduler is not None:
+            for record in records():
+                if record.status in ENDED:
+                    scheduler.remember(record)
+        own = {"cpu": 0.1} if self._nested else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+        storage, name = run_directory(recipe) / ".ray", f"{recipe.run.name}-{time.time_ns():x}"
         tuner = tune.Tuner(
-            tune.with_resources(_nested_trial if nested else _single_trial, own),
-            param_space={"job": tune.grid_search(jobs)},
-            # Without this bound the drivers of nested runs would take the room that their workers wait for.
+            tune.with_resources(_nested_trial if self._nested else _single_trial, own),
             tune_config=tune.TuneConfig(
+                search_alg=Jobs(job, tell),
+                num_samples=count,
+                scheduler=scheduler,
+                # Without this bound the drivers of nested runs would take the room that their workers wait for.
                 max_concurrent_trials=side_by_side,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
@@ -203,6 +193,7 @@ def _run_trials(recipe: Recipe, trials: list[tuple[TrialRecord, Recipe]], trial:
                 name=name,
                 storage_path=str(storage),
                 verbose=0,
+                callbacks=[Board(lambda: leaderboard(recipe, records()), count)],
             ),
         )
         try:
@@ -213,6 +204,10 @@ def _run_trials(recipe: Recipe, trials: list[tuple[TrialRecord, Recipe]], trial:
             if result.error is not None and result.config:
                 _note_death(TrialRecord(**result.config["job"]["record"]), result.error)
 
+    def _job(self, record: TrialRecord, settings: Recipe) -> dict[str, Any]:
+        tree = settings.model_dump(mode="json")
+        return {"record": asdict(record), "recipe": tree, "trial": self._trial, "parent": self._parent}
+
 
 def _name(trial: Any) -> str:
     return trial.config["job"]["record"]["name"]
@@ -220,33 +215,64 @@ def _name(trial: Any) -> str:
 
 def _single_trial(config: dict[str, Any]) -> None:
     """A trial in the process that Tune gave it."""
-    from ray import tune
-
     job = config["job"]
     reserved = job["recipe"]["search"]
     use_reserved(reserved["cpus_per_trial"], reserved["gpus_per_trial"])
-
-    def heard(metrics: Mapping[str, float]) -> None:
-        tune.report(dict(metrics))
-
+    heard = _reporter(TrialRecord(**job["record"]), reserved["metric"])
     _recorded(job, lambda recipe: resolve(job["trial"])(recipe, heard, job["parent"]))
 
 
+def _reporter(record: TrialRecord, metric: str) -> Heard:
+    """Returns what tells Tune, and the trial's directory, how far it is."""
+    from ray import tune
+
+    def heard(step: int, metrics: Mapping[str, float]) -> None:
+        value = metrics.get(metric)
+        if value is not None and value == value:
+            note_report(record.directory, step, value)
+            tune.report({"step": step, "value": value})
+
+    return heard
+
+
 def _nested_trial(config: dict[str, Any]) -> None:
-    """A trial on several ranks: Tune's process only launches them."""
+    """A trial on several ranks: Tune's process launches them and reads in their run directory how far they are."""
     job = config["job"]
+    record = TrialRecord(**job["record"])
+    heard = _reporter(record, job["recipe"]["search"]["metric"])
 
     def run(recipe: Recipe) -> dict[str, Any]:
         recipe.cluster.launcher = "ray"
         entry = f"{__name__}:{run_silent_trial.__name__}"
-        return launch(recipe, entry, {"trial": job["trial"], "parent": job["parent"]})
+        outcome: list[Any] = []
+
+        def ranks() -> None:
+            try:
+                outcome.append(launch(recipe, entry, {"trial": job["trial"], "parent": job["parent"]}))
+            except BaseException as error:  # raised where the trial is recorded
+                outcome.append(error)
+
+        thread = threading.Thread(target=ranks, daemon=True)
+        thread.start()
+        told = -1
+        while thread.is_alive():
+            thread.join(_LOOK_S)
+            lines = read_metrics(Path(record.directory))
+            for line in lines:
+                # A validation with nothing after it may be the last, at which no trial is stopped.
+                if told < line["step"] < lines[-1]["step"] and recipe.search.metric in line and thread.is_alive():
+                    told = line["step"]
+                    heard(told, line)
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
 
     _recorded(job, run)
 
 
 def run_silent_trial(recipe: Recipe, trial: str, parent: str) -> dict[str, Any]:
-    """Entry of a nested trial's ranks: nobody listens before the end."""
-    return resolve(trial)(recipe, lambda metrics: None, parent)
+    """Entry of a nested trial's ranks: what they measure is in the run's directory."""
+    return resolve(trial)(recipe, lambda step, metrics: None, parent)
 
 
 def _recorded(job: dict[str, Any], run: Callable[[Recipe], dict[str, Any]]) -> None:
@@ -255,12 +281,12 @@ def _recorded(job: dict[str, Any], run: Callable[[Recipe], dict[str, Any]]) -> N
     started = time.monotonic()
     outcome: dict[str, Any] = {"status": "finished"}
     try:
-        kept = run(recipe)
-        outcome["value"] = _value(Path(record.directory), recipe.search.metric, int(kept["step"]))
+        step = int(run(recipe)["step"])
+        outcome |= {"step": step, "value": _value(Path(record.directory), recipe.search.metric, step)}
     except Exception as error:  # one bad setting must not end the search
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         outcome = {"status": "failed", "reason": reason.splitlines()[0]}
-    _write_record(record, outcome | {"seconds": round(time.monotonic() - started, 1)})
+    write_record(record, **outcome, seconds=round(time.monotonic() - started, 1))
 
 
 def _value(run_dir: Path, metric: str, step: int) -> float:
@@ -276,17 +302,4 @@ def _value(run_dir: Path, metric: str, step: int) -> float:
 def _note_death(record: TrialRecord, error: Exception) -> None:
     if read_record(record).status == "waiting":
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        _write_record(record, {"status": "failed", "reason": f"its process died: {reason}"})
-
-
-def _write_record(record: TrialRecord, outcome: dict[str, Any]) -> None:
-    folder = Path(record.directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECORD}.partial"
-    partial.write_text(json.dumps(asdict(record) | outcome))
-    partial.replace(folder / RECORD)
-
-
-def _slug(overrides: Mapping[str, Any]) -> str:
-    parts = (f"{key.rpartition('.')[2]}-{value}" for key, value in overrides.items())
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", "_".join(parts))[:60].strip("-")
+        write_record(record, status="failed", reason=f"its process died: {reason}")

@@ -6,7 +6,8 @@ Field docstrings are the documentation: ``crossgate explain`` prints them.
 from crossgate.config.base import Config, Count, Fraction, Positive
 from crossgate.config.data import AugmentConfig, CacheConfig, ClipConfig, CorpusConfig, DataConfig
 from crossgate.config.model import EncoderConfig, FusionConfig, ModelConfig
-from crossgate.config.results import EvaluationConfig, ReleaseConfig, SearchConfig
+from crossgate.config.results import EvaluationConfig, ReleaseConfig
+from crossgate.config.search import Choice, Range, SearchConfig
 from crossgate.config.tasks import FinetuneConfig, PretrainConfig
 from crossgate.config.training import ClusterConfig, EngineConfig, OptimConfig, TrackingConfig, TrainingConfig
 from crossgate.config.tree import Kind, Recipe, RunConfig
@@ -14,6 +15,7 @@ from crossgate.config.tree import Kind, Recipe, RunConfig
 __all__ = [
     "AugmentConfig",
     "CacheConfig",
+    "Choice",
     "ClipConfig",
     "ClusterConfig",
     "Config",
@@ -31,6 +33,7 @@ __all__ = [
     "OptimConfig",
     "Positive",
     "PretrainConfig",
+    "Range",
     "Recipe",
     "ReleaseConfig",
     "RunConfig",

@@ -1,4 +1,4 @@
-"""Settings of what comes after training: measurements, the search, the release."""
+"""Settings of what comes after training: measurements, the release."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from crossgate.config.base import Config, Count, Fraction, Positive
+from crossgate.config.base import Config, Fraction, Positive
 
 
 class EvaluationConfig(Config):
@@ -28,23 +28,6 @@ class EvaluationConfig(Config):
     """False-positive rate at which misses of the positive class are counted."""
     random_baseline: bool = True
     """Also probe a randomly initialised encoder (pretraining)."""
-
-
-class SearchConfig(Config):
-    """Ray Tune over gating variants."""
-
-    space: dict[str, list] = {"model.fusion.name": ["mean", "sigmoid", "softmax"]}
-    """Dotted recipe key -> values to try."""
-    samples: Count = 0
-    """Random draws from the space (0: the whole grid)."""
-    concurrent: Positive = 1
-    """Trials side by side."""
-    metric: str = "val/accuracy"
-    """Validation metric, to be maximised."""
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs that Ray reserves for one trial."""
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs that Ray reserves for one trial."""
 
 
 class ReleaseConfig(Config):

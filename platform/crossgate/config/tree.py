@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from crossgate.config.base import Config, Count
 from crossgate.config.data import DataConfig
 from crossgate.config.model import ModelConfig
-from crossgate.config.results import EvaluationConfig, ReleaseConfig, SearchConfig
+from crossgate.config.results import EvaluationConfig, ReleaseConfig
+from crossgate.config.search import SearchConfig
 from crossgate.config.tasks import FinetuneConfig, PretrainConfig
 from crossgate.config.training import ClusterConfig, EngineConfig, OptimConfig, TrackingConfig, TrainingConfig
 

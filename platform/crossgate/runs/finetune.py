@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from crossgate.config import Recipe
+from crossgate.errors import writing
 from crossgate.evaluation import Evaluation, classifier_scores, evaluate_classifier, positive_class
+from crossgate.evaluation.selection import Answers
 from crossgate.model.store import ModelCard, model_directory, read_card, save_model
 from crossgate.recipe import recipe_digest
 from crossgate.runs.context import Part, RunContext, check_labels, open_run
@@ -26,7 +28,7 @@ FEW_CLIPS = 30
 """Validation clips below which a difference of ten points is within one standard error."""
 UNMEASURED = "There is no test split (data.test is empty): these are validation scores, which chose the weights."
 
-Heard = Callable[[Mapping[str, float]], None]
+Heard = Callable[[int, Mapping[str, float]], None]
 
 
 def run(recipe: Recipe) -> dict[str, float]:
@@ -49,14 +51,20 @@ def run(recipe: Recipe) -> dict[str, float]:
 def run_trial(recipe: Recipe, heard: Heard, parent: str = "") -> dict[str, float]:
     """Trains and scores on validation only: one trial of a search, which must not see the test split.
 
+    What the kept weights say of each validation clip stays in the run's directory, for paired tests between trials.
+
     Args:
         recipe: of the trial.
-        heard: gets the validation metrics each time.
+        heard: gets step and metrics of each validation before the last step.
         parent: MLflow id of the search's run.
     """
     with open_run(recipe, parent, required=("train", "val"), used=("train", "val")) as context:
         check_labels(context.index, recipe, "val")
-        _, result = _train(context, heard)
+        task, result = _train(context, heard)
+        val = predict_splits(task, context, "val", recipe.evaluation.clips)
+        if val is not None:
+            with writing("the trial's answers", context.directory):
+                Answers.of(val, recipe.finetune.task).write(context.directory)
         return {"step": result.best_step, "value": result.best_value if result.best_value is not None else math.nan}
 
 
@@ -80,15 +88,18 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
         named = " and ".join(card.classes)
         log.info("finetune.positive %r is neither of %s: selected by %s", recipe.finetune.positive, named, metric)
 
+    loader = _loader(task, context, measured=heard is None)
+    last = recipe.training.steps or recipe.training.epochs * loader.steps_per_epoch
+
     def validate(task: Task, step: int) -> dict[str, float]:
         scores = _validate(task, context)
-        if heard is not None and scores:
-            heard(scores)
+        if heard is not None and scores and step < last:
+            heard(step, scores)
         return scores
 
     result = fit(
         task,
-        _loader(task, context, measured=heard is None),
+        loader,
         recipe,
         context.directory,
         context.world,

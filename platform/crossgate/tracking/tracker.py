@@ -258,6 +258,24 @@ def deliver(run_dir: str | Path, config: TrackingConfig) -> int:
         spool.close()
 
 
+def conclude(run_dir: str | Path, config: TrackingConfig, status: Status) -> None:
+    """Ends the MLflow run of a process that was killed and could not say so; does nothing to one that has ended.
+
+    Raises:
+        UserError: when the server cannot be reached.
+    """
+    if not known_run(run_dir):
+        return
+    spool = Spool(run_dir)
+    try:
+        said = [record["status"] for record in spool.records() if "status" in record]
+        if not said or said[-1] == "RUNNING":
+            spool.append({"lane": "values", "status": status, "time": int(time.time() * 1000)})
+    finally:
+        spool.close()
+    deliver(run_dir, config)
+
+
 def known_run(run_dir: str | Path) -> str:
     """Returns the MLflow id of a run directory's run, or an empty string where it was not tracked."""
     if not (Path(run_dir) / "tracking" / "delivered.json").exists():

@@ -1,0 +1,143 @@
+"""How a search ends: the test against averaging, and what people see of it in files and in MLflow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from crossgate.cluster.trials import SearchResult, TrialRecord
+from crossgate.config import Recipe
+from crossgate.errors import writing
+from crossgate.evaluation import Section, positive_class, style, write_report, write_results
+from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates
+from crossgate.evaluation.selection import Answers, Verdict, judge
+from crossgate.evaluation.tables import Table
+from crossgate.recipe import dump_recipe
+from crossgate.runs.context import open_index, run_directory
+from crossgate.tracking import Tracker
+
+GATE = "model.fusion.name"
+AVERAGING = "mean"
+BOARD, TABLE = "leaderboard.json", "leaderboard_table.json"
+
+
+def averages(recipe: Recipe, record: TrialRecord) -> bool:
+    """Whether a trial weighs its modalities alike."""
+    return record.overrides.get(GATE, recipe.model.fusion.name) == AVERAGING
+
+
+def verdict_on(recipe: Recipe, result: SearchResult, records: Sequence[TrialRecord]) -> Verdict | None:
+    """Tests the best trial against the best one of uniform averaging, seed by seed on validation groups.
+
+    Args:
+        recipe: of the search.
+        result: its leaderboard.
+        records: all trials, repetitions among them.
+
+    Returns:
+        None where no averaging trial finished, or trials keep no answers.
+    """
+    reference = next((one for one in result.trials if averages(recipe, one) and one.status == "finished"), None)
+    if reference is None:
+        return None
+    theirs = _answers(reference, records)
+    candidates = {
+        one.settings: answers
+        for one in result.trials
+        if one.status == "finished" and not averages(recipe, one) and (answers := _answers(one, records))
+    }
+    if not theirs:
+        return None
+    positive = None
+    if recipe.data.index:
+        classes = open_index(recipe).vocabularies[recipe.finetune.task]
+        positive = positive_class(classes, recipe.finetune.positive)
+    return judge(
+        candidates,
+        theirs,
+        result.trials[0].settings,
+        recipe.search.metric.removeprefix("val/"),
+        positive,
+        resamples=recipe.evaluation.bootstrap,
+        seed=recipe.run.seed,
+    )
+
+
+def _answers(record: TrialRecord, records: Sequence[TrialRecord]) -> list[Answers]:
+    """Returns what a trial and its repetitions said, in the order of seeds."""
+    own = [record, *(one for one in records if one.repeats == record.name and one.status == "finished")]
+    found = [Answers.read(one.directory) for one in own]
+    return [answers for answers in found if answers is not None]
+
+
+def publish(recipe: Recipe, result: SearchResult, verdict: Verdict | None, tracker: Tracker) -> None:
+    """Writes leaderboard, figures, report and numbers into the search's directory and to MLflow."""
+    run_dir = run_directory(recipe)
+    figures = _figures(result)
+    table = result.columns()
+    rows = [asdict(record) | {"command": record.command} for record in result.trials]
+    with writing("the leaderboard", run_dir):
+        (run_dir / BOARD).write_text(json.dumps(rows, indent=1))
+        (run_dir / "figures").mkdir(exist_ok=True)
+        for name, (figure, _) in figures.items():
+            (run_dir / "figures" / f"{name}.png").write_bytes(style.png(figure))
+        report = write_report(
+            run_dir / "report.html",
+            f"Search: {run_dir.name}",
+            _sections(result, list(figures.values())),
+            summary=result.verdict,
+            recipe=dump_recipe(recipe),
+            provenance={"run": run_dir.name, "mlflow_run": tracker.run_id or "not tracked", "index": recipe.data.index},
+        )
+        best = result.trials[0].value if result.trials else None
+        numbers = {"search/trials": float(len(result.trials)), "search/best": math.nan if best is None else best}
+        numbers |= verdict.metrics() if verdict else {}
+        write_results(run_dir / "results.json", numbers)
+    for path in (run_dir / BOARD, report, run_dir / "results.json", run_dir / "figures"):
+        tracker.log_artifact(path)
+    tracker.log_text(result.table(), "leaderboard.txt")
+    split = {"columns": list(table), "data": [list(row) for row in zip(*table.values())]}
+    tracker.log_text(json.dumps(split), TABLE)
+    tracker.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
+    tracker.log_metrics({f"search/{one.name}": one.value for one in result.trials if one.value is not None}, 0)
+    tracker.log_metrics({name: value for name, value in numbers.items() if not math.isnan(value)}, 0)
+
+
+def _figures(result: SearchResult) -> dict[str, tuple]:
+    finished = [one for one in result.trials if one.status == "finished" and one.value is not None]
+    shown = [one for one in result.trials if one.status in ("finished", "pruned")]
+    if len(finished) < 2:
+        return {}
+    points = [_legible(one) for one in shown]
+    values = [one.value if one.status == "finished" else None for one in shown]
+    lines = "A line a trial; pale ones were pruned."
+    found = {"parallel_coordinates": (parallel_coordinates(points, values, result.metric), lines)}
+    shares = importances([_legible(one) for one in finished], [one.value or 0.0 for one in finished])
+    if shares:
+        bars = "Of what a random forest explains of the differences between finished trials; few trials give a hint."
+        found["importances"] = (importance_figure(shares, result.metric), bars)
+    return found
+
+
+def _legible(record: TrialRecord) -> dict[str, str | int | float]:
+    return {k: v if isinstance(v, str | int | float) else str(v) for k, v in record.overrides.items()}
+
+
+def _sections(result: SearchResult, figures: list[tuple]) -> list[Section]:
+    columns = result.columns()
+    shown = [name for name in columns if name not in ("name", "command", "reason")]
+    rows = [[_cell(columns[name][row]) for name in shown] for row in range(len(result.trials))]
+    reasons = [f"{one.settings}: {one.reason}" for one in result.trials if one.reason]
+    again = "\n".join(f"# {one.settings}\n{one.command}" for one in result.trials)
+    return [
+        Section("Leaderboard", reasons, [Table(shown, rows, f"{result.metric} on validation groups")], figures),
+        Section("Train one of them again", code=again),
+    ]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

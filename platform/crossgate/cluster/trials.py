@@ -1,0 +1,231 @@
+"""What became of the trials of a search, on disk beside them, and the leaderboard that they make."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.recipe import recipe_digest, with_overrides
+from crossgate.runs.context import open_index
+from crossgate.tracking import pinned
+
+RECORD, REPORTS = "trial.json", "reports.jsonl"
+_ORDER = {"finished": 0, "pruned": 1, "failed": 2}
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What became of one trial."""
+
+    name: str
+    overrides: dict[str, Any]
+    directory: str
+    status: str = "waiting"
+    """finished, pruned (stopped early, since others were better at that step), failed, or waiting."""
+    value: float | None = None
+    """The search's metric on validation: of the weights that were kept, or when it was pruned."""
+    step: int = 0
+    """Step that the value belongs to."""
+    reason: str = ""
+    """Why it failed."""
+    seconds: float = 0.0
+    repeats: str = ""
+    """Name of the trial that this one repeats with another seed."""
+    by_seed: list[float] = field(default_factory=list)
+    """On the leaderboard: values of all seeds, whose mean is `value`."""
+
+    @property
+    def command(self) -> str:
+        """What trains this very trial once more, without touching the test split."""
+        return (
+            f"crossgate finetune --config {Path(self.directory) / 'recipe.yaml'} "
+            f"run.name={self.name}-again 'data.test=[]'"
+        )
+
+    @property
+    def settings(self) -> str:
+        """The overrides on one line."""
+        return ", ".join(f"{key}={value}" for key, value in self.overrides.items())
+
+
+@dataclass
+class SearchResult:
+    """The leaderboard of a search."""
+
+    metric: str
+    trials: list[TrialRecord] = field(default_factory=list)
+    """Best first: those of several seeds, other finished ones, pruned ones, failed ones."""
+    verdict: str = ""
+    """Whether a gate beat uniform averaging, in a sentence."""
+
+    def best(self) -> dict[str, Any]:
+        """Returns the overrides of the best trial.
+
+        Raises:
+            UserError: when no trial finished.
+        """
+        if not self.trials or self.trials[0].status != "finished":
+            reasons = {trial.reason for trial in self.trials if trial.reason} or {"there were none"}
+            raise UserError("no trial finished", where="search", cure="; ".join(sorted(reasons)))
+        return dict(self.trials[0].overrides)
+
+    def directories(self, key: str) -> dict[str, Path]:
+        """Returns value of the key -> run directory of the best finished trial with that value."""
+        found: dict[str, Path] = {}
+        for trial in self.trials:
+            if trial.status == "finished" and key in trial.overrides:
+                found.setdefault(str(trial.overrides[key]), Path(trial.directory))
+        return found
+
+    def table(self) -> str:
+        """Returns the leaderboard as text, the verdict below it."""
+        rows = [("rank", self.metric, "time", "trial")]
+        for place, trial in enumerate(self.trials, start=1):
+            rows.append((str(place), _shown(trial), f"{trial.seconds:.0f} s", trial.settings + _note(trial)))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [
+            "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+        ]
+        return "\n".join([*lines, *([self.verdict] if self.verdict else [])])
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Returns the leaderboard as named columns: what was varied, how it ended, how to repeat it."""
+        keys = list(dict.fromkeys(key for trial in self.trials for key in trial.overrides))
+        table: dict[str, list[Any]] = {"rank": list(range(1, len(self.trials) + 1))}
+        table |= {key: [_plain(trial.overrides.get(key)) for trial in self.trials] for key in keys}
+        table[self.metric] = [trial.value for trial in self.trials]
+        for name in ("status", "step", "seconds", "name", "reason", "command"):
+            table[name] = [getattr(trial, name) for trial in self.trials]
+        table["seeds"] = [max(1, len(trial.by_seed)) for trial in self.trials]
+        return table
+
+
+def _shown(trial: TrialRecord) -> str:
+    return f"{trial.value:.4f}" if trial.value is not None else trial.status
+
+
+def _note(trial: TrialRecord) -> str:
+    notes = [trial.reason] if trial.reason else []
+    if trial.status == "pruned":
+        notes.append(f"pruned at step {trial.step}")
+    if len(trial.by_seed) > 1:
+        notes.append(f"{len(trial.by_seed)} seeds, {min(trial.by_seed):.4f} to {max(trial.by_seed):.4f}")
+    return f"  ({'; '.join(notes)})" if notes else ""
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def trial_of(recipe: Recipe, overrides: Mapping[str, Any], seed: int = 0) -> tuple[TrialRecord, Recipe]:
+    """Returns a point's trial and its recipe. Keys and values that a recipe cannot have are found here.
+
+    A trial's directory is named by its settings and its index, so that clips packed anew give new trials, and a
+    search that is given more samples keeps those that it has.
+
+    Args:
+        recipe: of the search.
+        overrides: recipe key -> value.
+        seed: 0 for the search's own seed, n for the n-th after it.
+
+    Raises:
+        UserError: as `parse_recipe`.
+    """
+    settings = with_overrides(recipe, {"kind": "finetune", **overrides, "run.seed": recipe.run.seed + seed})
+    own = f"{_slug(overrides)}-{_identity(settings, recipe.run.seed)[:6]}"
+    name = f"{own}-seed{settings.run.seed}" if seed else own
+    settings.tracking = pinned(recipe.tracking, recipe.run.output)  # trials lie deeper than the search itself
+    settings.run.name, settings.run.output = name, str(Path(recipe.run.output) / recipe.run.name)
+    directory = str(Path(settings.run.output) / name)
+    return TrialRecord(name, dict(overrides), directory, repeats=own if seed else ""), settings
+
+
+def refused(recipe: Recipe, overrides: Mapping[str, Any], error: UserError) -> TrialRecord:
+    """Returns the record of a point that makes no valid recipe."""
+    name = f"{_slug(overrides)}-refused"
+    directory = str(Path(recipe.run.output) / recipe.run.name / name)
+    return TrialRecord(name, dict(overrides), directory, status="failed", reason=str(error).splitlines()[0])
+
+
+def _identity(settings: Recipe, seed: int) -> str:
+    """Returns a digest of all that makes a trial's numbers: its settings, the seed, the content of its index."""
+    index = open_index(settings).digest if settings.data.index else ""
+    bare = settings.model_copy(update={"search": type(settings.search)(metric=settings.search.metric)})
+    return hashlib.sha256(f"{recipe_digest(bare)} {seed} {index}".encode()).hexdigest()
+
+
+def _slug(overrides: Mapping[str, Any]) -> str:
+    parts = (f"{key.rpartition('.')[2]}-{value}" for key, value in overrides.items())
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", "_".join(parts))[:60].strip("-")
+
+
+def leaderboard(recipe: Recipe, records: Sequence[TrialRecord]) -> SearchResult:
+    """Returns the records, best first; a trial and its repetitions with other seeds are one row, valued by their mean.
+
+    Those that were run with several seeds stand first: one lucky seed must not beat the mean of three.
+    """
+    rows = []
+    for record in records:
+        if record.repeats:
+            continue
+        own = [record, *(one for one in records if one.repeats == record.name)]
+        values = [one.value for one in own if one.status == "finished" and one.value is not None]
+        if len(values) > 1 and record.status == "finished":
+            record = replace(record, value=sum(values) / len(values), by_seed=values)
+        rows.append(record)
+
+    def place(record: TrialRecord) -> tuple[int, int, int, float]:
+        pruned_at = -record.step if record.status == "pruned" else 0
+        return _ORDER.get(record.status, 3), -len(record.by_seed), pruned_at, -(record.value or 0.0)
+
+    return SearchResult(recipe.search.metric, sorted(rows, key=place))
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------
+
+
+def read_record(record: TrialRecord) -> TrialRecord:
+    """Returns what the trial's directory says became of it; the record as it is when it says nothing."""
+    path = Path(record.directory) / RECORD
+    return TrialRecord(**json.loads(path.read_text())) if path.exists() else record
+
+
+def write_record(record: TrialRecord, **outcome: Any) -> None:
+    """Writes down what became of a trial, beside and renamed."""
+    folder = Path(record.directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{RECORD}.partial"
+    partial.write_text(json.dumps(asdict(record) | outcome))
+    partial.replace(folder / RECORD)
+
+
+def known_trials(run_dir: Path) -> list[TrialRecord]:
+    """Returns the trials that any start of a search began, in the order of their names; repetitions are left out."""
+    found = [TrialRecord(**json.loads(path.read_text())) for path in sorted(run_dir.glob(f"*/{RECORD}"))]
+    return [record for record in found if not record.repeats]
+
+
+def note_report(directory: str | Path, step: int, value: float) -> None:
+    """Keeps a value that a trial had on its way."""
+    with (Path(directory) / REPORTS).open("a") as file:
+        file.write(json.dumps([step, value]) + "\n")
+
+
+def reports_of(directory: str | Path) -> list[tuple[int, float]]:
+    """Returns steps and values on the way, each step once, in order; a line that a kill cut short is left out."""
+    path = Path(directory) / REPORTS
+    found: dict[int, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            step, value = json.loads(line)
+        except ValueError:
+            continue
+        found[int(step)] = float(value)
+    return sorted(found.items())

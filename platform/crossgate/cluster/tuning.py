@@ -1,0 +1,168 @@
+"""What Ray Tune is given: a searcher of our points, successive halving that remembers, and a live leaderboard.
+
+Importing this module imports Ray.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from crossgate.cluster.trials import SearchResult, TrialRecord, read_record, reports_of, write_record
+
+Job = dict[str, Any]
+STEP, VALUE = "step", "value"
+_LONGEST = 10**12  # no trial has as many steps: rungs go on as long as trials do
+_QUIET_S = 10.0
+
+
+def record_of(trial: Any) -> TrialRecord:
+    """Returns the record that a trial of Tune's was made for."""
+    return TrialRecord(**trial.config["job"]["record"])
+
+
+class Jobs(Searcher):
+    """Hands out one job after another, and tells how each ended.
+
+    Args:
+        draw: returns the next job, or None when there is none.
+        tell: gets the record of each trial that ended.
+    """
+
+    def __init__(self, draw: Callable[[], Job | None], tell: Callable[[TrialRecord], None]) -> None:
+        super().__init__(metric=VALUE, mode="max")
+        self._draw, self._tell = draw, tell
+        self._running: dict[str, TrialRecord] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        job = self._draw()
+        if job is None:
+            return Searcher.FINISHED
+        self._running[trial_id] = TrialRecord(**job["record"])
+        return {"job": job}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        record = read_record(self._running.pop(trial_id))
+        self._tell(replace(record, status="failed") if error and record.status == "waiting" else record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune keeps a copy of it on disk, which nothing is resumed from
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what is known is in the trials' directories."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+
+class Halving(ASHAScheduler):
+    """Asynchronous successive halving (Li et al. 2018) over optimiser steps, by validations on the way.
+
+    A trial's last validation is no report, so that whoever arrives there has finished.
+    """
+
+    def __init__(self, grace: int, reduction: float) -> None:
+        super().__init__(
+            time_attr=STEP,
+            metric=VALUE,
+            mode="max",
+            max_t=_LONGEST,
+            grace_period=grace,
+            reduction_factor=reduction,
+            stop_last_trials=False,  # else a report above several rungs is compared with those of lower ones
+        )
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def remember(self, record: TrialRecord) -> None:
+        """Lets the reports of a trial of an earlier start take part."""
+        past = _Past(f"past-{record.name}")
+        super().on_trial_add(None, past)  # type: ignore[arg-type]
+        self._replay(past, record)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        self._replay(trial, record_of(trial))  # a trial that goes on from its checkpoint
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP:
+            record = record_of(trial)
+            write_record(
+                record,
+                status="pruned",
+                value=result[VALUE],
+                step=result[STEP],
+                seconds=round(float(result.get("time_total_s", 0.0)), 1),
+            )
+        return decision
+
+    def _replay(self, trial: Any, record: TrialRecord) -> None:
+        for step, value in reports_of(record.directory):
+            super().on_trial_result(None, trial, {STEP: step, VALUE: value})  # type: ignore[arg-type]
+
+
+class _Past:
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
+class Board(tune.Callback):
+    """The leaderboard while the search runs: a table on a terminal, a line now and then in a log.
+
+    Args:
+        standing: returns the leaderboard as it is on disk.
+        total: trials in all.
+    """
+
+    def __init__(self, standing: Callable[[], SearchResult], total: int) -> None:
+        self._standing, self._total = standing, total
+        self._said, self._ended = 0.0, 0
+        self._live: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as of `Jobs`
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self._show(trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._show(trials)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._show(trials)
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _show(self, trials: list[Any]) -> None:
+        ended = sum(trial.is_finished() for trial in trials)
+        now = time.monotonic()
+        if self._live is None and (ended == self._ended or (now - self._said < _QUIET_S and ended < self._total)):
+            return
+        self._said, self._ended = now, ended
+        result = self._standing()
+        if self._live is not None:
+            self._live.update(f"{result.table()}\n{ended} of {self._total} trials ended", refresh=True)
+        elif result.trials and result.trials[0].value is not None:
+            best = result.trials[0]
+            print(
+                f"{ended}/{self._total} trials ended, best {result.metric} {best.value:.4f}: {best.settings}",
+                file=sys.stderr,
+                flush=True,
+            )

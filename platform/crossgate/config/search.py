@@ -1,0 +1,110 @@
+"""Settings of the search: its space, how trials are drawn and stopped, how the best is chosen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from crossgate.config.base import Config, Count, Positive
+
+Conditions = dict[str, list]
+
+
+class Choice(Config):
+    """Values to choose from, under conditions."""
+
+    values: Annotated[list, Field(min_length=1)]
+    """What the key can be."""
+    when: Conditions = {}
+    """Earlier keys of the space -> values of theirs under which this key is varied at all."""
+
+
+class Range(Config):
+    """Numbers between two bounds."""
+
+    low: float
+    """Smallest."""
+    high: float
+    """Largest."""
+    log: bool = False
+    """Draw orders of magnitude alike."""
+    integer: bool = False
+    """Whole numbers only."""
+    when: Conditions = {}
+    """As of a choice."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError("low must be smaller than high")
+        if self.log and self.low <= 0:
+            raise ValueError("a log range must begin above 0")
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError("bounds of an integer range must be whole")
+        return self
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Choice) or (isinstance(value, dict) and "values" in value):
+        return "choice"
+    return "range" if isinstance(value, Range | dict) else "list"
+
+
+Dimension = Annotated[
+    Annotated[list, Tag("list")] | Annotated[Choice, Tag("choice")] | Annotated[Range, Tag("range")],
+    Discriminator(_kind),
+]
+
+
+class SearchConfig(Config):
+    """Ray Tune over gating variants."""
+
+    space: dict[str, Dimension] = {"model.fusion.name": ["mean", "sigmoid", "softmax"]}
+    """Dotted recipe key -> values to try; or `{low: 1e-4, high: 1e-2, log: true}` (`integer: true` for whole numbers);
+    or `{values: [...]}`. The latter two may have `when: {KEY: [VALUES]}`: varied only where an earlier key of the space
+    has one of these values."""
+    samples: Count = 0
+    """Trials, as the searcher draws them (0: the whole grid, for lists only)."""
+    searcher: Literal["random", "optuna"] = "random"
+    """How `samples` trials are drawn: `optuna` learns from those that ended (TPE), after it has tried each value of the
+    space's first list once."""
+    scheduler: Literal["none", "asha"] = "none"
+    """`asha` stops a trial that is not among the best at its step (asynchronous successive halving)."""
+    grace: Count = 0
+    """Steps that `asha` gives every trial (0: until its first validation)."""
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+    """`asha` lets one of so many go on, and looks again after so many times the steps."""
+    seeds: Positive = 1
+    """Seeds that each of the best few is run with before the winner is named, its mean counting."""
+    finalists: Positive = 3
+    """How many these best few are; uniform averaging is run with the same seeds besides."""
+    concurrent: Positive = 1
+    """Trials side by side."""
+    metric: str = "val/accuracy"
+    """Validation metric, to be maximised."""
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray reserves for one trial."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for one trial."""
+
+    @model_validator(mode="after")
+    def _conditions(self) -> SearchConfig:
+        seen: dict[str, list] = {}
+        for key, dimension in self.space.items():
+            for other, values in getattr(dimension, "when", {}).items():
+                if other not in seen:
+                    raise ValueError(f"space: '{key}' depends on '{other}', which is no earlier list of the space")
+                unknown = [value for value in values if value not in seen[other]]
+                if unknown or not values:
+                    raise ValueError(
+                        f"space: '{key}' waits for '{other}' to be {unknown or 'nothing'}, which it never is"
+                    )
+            if not isinstance(dimension, Range):
+                seen[key] = dimension.values if isinstance(dimension, Choice) else dimension
+        ranged = [key for key, dimension in self.space.items() if isinstance(dimension, Range)]
+        if ranged and not self.samples:
+            raise ValueError(f"space: the range of '{ranged[0]}' has no grid: set search.samples")
+        if self.searcher == "optuna" and not self.samples:
+            raise ValueError("searcher optuna draws as many trials as search.samples says: set it")
+        return self

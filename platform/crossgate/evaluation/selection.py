@@ -1,0 +1,164 @@
+"""Whether the winner of a search beats uniform averaging, with the luck of having tried many taken off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossgate.evaluation.classification import softmax
+from crossgate.evaluation.comparison import TITLES, statistic
+from crossgate.evaluation.intervals import Bootstrap
+from crossgate.evaluation.predictions import Predictions
+
+Array = NDArray[Any]
+
+LEVEL = 0.05
+ANSWERS = "validation.npz"
+_NONE = "no gate beat averaging"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one trial said about the labelled validation clips.
+
+    Attributes:
+        logits: ``(N, K)``.
+        labels: ``(N,)`` class.
+        group: ``(N,)`` source video or subject.
+        keys: ``(N,)`` names of the clips.
+    """
+
+    logits: Array
+    labels: Array
+    group: Array
+    keys: Array
+
+    @classmethod
+    def of(cls, predictions: Predictions, task: str) -> Answers:
+        """Takes them from predictions.
+
+        Raises:
+            ValueError: for a model without classes.
+        """
+        known = predictions.labelled(task)
+        if known.logits is None:
+            raise ValueError("no logits")
+        return cls(known.logits.astype(np.float32), known.labels[task], known.group, np.array(known.keys))
+
+    @classmethod
+    def read(cls, run_dir: str | Path) -> Answers | None:
+        """Reads what `write` wrote; None where there is nothing."""
+        path = Path(run_dir) / ANSWERS
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as kept:
+            return cls(*(kept[name] for name in ("logits", "labels", "group", "keys")))
+
+    def write(self, run_dir: str | Path) -> None:
+        """Writes them beside and renames."""
+        partial = Path(run_dir) / f".{ANSWERS}.partial.npz"
+        np.savez_compressed(partial, **vars(self))
+        partial.replace(Path(run_dir) / ANSWERS)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the winner compares with uniform averaging.
+
+    Attributes:
+        beats: whether there is evidence that it is better.
+        difference: winner minus average, mean over seeds; NaN where it could not be measured.
+        low, high: its 95 % interval over groups.
+        p: one-sided, for the best of all that were tried.
+        said: the sentence.
+    """
+
+    beats: bool
+    difference: float
+    low: float
+    high: float
+    p: float
+    said: str
+
+    def metrics(self) -> dict[str, float]:
+        """Returns what could be measured, under flat names."""
+        found = {"difference": self.difference, "difference_low": self.low, "difference_high": self.high, "p": self.p}
+        known = {f"search/over_averaging/{name}": value for name, value in found.items() if not math.isnan(value)}
+        return known | {"search/over_averaging/beats": float(self.beats)}
+
+
+def judge(
+    candidates: Mapping[str, Sequence[Answers]],
+    reference: Sequence[Answers],
+    winner: str,
+    metric: str,
+    positive: int | None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Verdict:
+    """Tests the winner against the average on the same validation groups and resamples, seed by seed.
+
+    The winner is the best of many, and the best of many looks good by luck alone. So the difference is compared with
+    the largest one that resampled groups give to *any* candidate when each is centred on its own (White's reality
+    check, Econometrica 68, 2000): the p-value is the share of resamples in which luck reaches what the winner has.
+
+    Args:
+        candidates: every finished trial that is not the average -> answers of its seeds.
+        reference: answers of uniform averaging, seed by seed; candidates with fewer seeds are paired with the first.
+        winner: a name among the candidates, or of the average itself.
+        metric: a key of `TITLES`.
+        positive: index of the positive class, for the metrics that need one.
+        resamples, seed: of the bootstrap.
+    """
+    if winner not in candidates:
+        return _nothing("the best is uniform averaging itself")
+    if metric not in TITLES:
+        return _nothing(f"'{metric}' cannot be tested clip by clip")
+    first = reference[0]
+    bootstrap = Bootstrap(first.group, resamples, seed)
+    scores = [_spread(bootstrap, one, first, metric, positive) for one in reference]
+    values, luck = {}, np.full(resamples, -np.inf)
+    mine: Array = np.full(resamples, np.nan)
+    for name, answers in candidates.items():
+        pairs = [(_spread(bootstrap, own, first, metric, positive), theirs) for own, theirs in zip(answers, scores)]
+        value = float(np.mean([own[0] - theirs[0] for own, theirs in pairs]))
+        drawn = np.mean([own[1] - theirs[1] for own, theirs in pairs], axis=0)  # (R,)
+        values[name] = value
+        luck = np.fmax(luck, drawn - value)
+        if name == winner:
+            mine = drawn
+    usable = mine[np.isfinite(mine)]
+    if len(usable) < 2:
+        return _nothing(f"{bootstrap.groups} validation groups are too few for a test")
+    low, high = np.percentile(usable, [2.5, 97.5])
+    reached = luck[np.isfinite(luck)] >= values[winner]
+    p = (1 + int(reached.sum())) / (1 + len(reached))
+    beats = p < LEVEL and values[winner] > 0
+    seeds = min(len(candidates[winner]), len(reference))
+    evidence = (
+        f"{100 * values[winner]:+.1f} points of {TITLES[metric]} ({100 * low:+.1f} to {100 * high:+.1f}) over uniform "
+        f"averaging, {seeds} seed{'s' if seeds > 1 else ''}, {bootstrap.groups} validation groups, p = {p:.3f} as the "
+        f"best of {len(candidates)}"
+    )
+    said = f"{winner} beats averaging: {evidence}" if beats else f"{_NONE}: {winner} has {evidence}"
+    return Verdict(beats, values[winner], float(low), float(high), p, said)
+
+
+def _nothing(why: str) -> Verdict:
+    return Verdict(False, math.nan, math.nan, math.nan, math.nan, f"{_NONE}: {why}")
+
+
+def _spread(
+    bootstrap: Bootstrap, answers: Answers, first: Answers, metric: str, positive: int | None
+) -> tuple[float, Array]:
+    """Returns the metric on all clips, and on every resample ``(R,)``."""
+    rows = np.argsort(answers.keys)[np.searchsorted(np.sort(answers.keys), first.keys)]
+    measured = statistic(metric, softmax(answers.logits[rows]), first.labels, positive)
+    return bootstrap.value(measured), bootstrap.distribution(measured)

@@ -1,0 +1,154 @@
+"""The search's space: conditions, ranges, the grid, and proposals that remember."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_run import tiny_recipe
+
+from crossgate.cluster.explore import Proposed, exploration
+from crossgate.cluster.space import Proposals, draws, grid
+from crossgate.cluster.trials import TrialRecord, known_trials, leaderboard, note_report, reports_of, write_record
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.recipe import parse_recipe
+
+GATE = "model.fusion.name"
+SPACE = {
+    GATE: ["mean", "softmax", "sparse"],
+    "model.fusion.temperature": {"low": 0.3, "high": 3.0, "log": True, "when": {GATE: ["softmax"]}},
+    "model.fusion.top": {"values": [1, 2], "when": {GATE: ["sparse"]}},
+    "model.fusion.hidden": {"low": 8, "high": 64, "integer": True},
+}
+
+
+def recipe_of(output: Path, **keys) -> Recipe:
+    recipe = tiny_recipe(output, "study", tracking={"enabled": False}, search={"space": SPACE, "samples": 12, **keys})
+    return recipe.model_copy(update={"kind": "search"})
+
+
+def test_a_key_is_there_only_under_its_conditions(tmp_path):
+    for point in draws(recipe_of(tmp_path).search, seed=3):
+        assert ("model.fusion.temperature" in point) == (point[GATE] == "softmax")
+        assert ("model.fusion.top" in point) == (point[GATE] == "sparse")
+        assert 0.3 <= point.get("model.fusion.temperature", 1.0) <= 3.0
+        assert point["model.fusion.hidden"] in range(8, 65) and isinstance(point["model.fusion.hidden"], int)
+
+
+def test_the_grid_follows_conditions(tmp_path):
+    space = {key: SPACE[key] for key in (GATE, "model.fusion.top")}
+    points = list(grid(recipe_of(tmp_path, space=space, samples=0).search))
+    tops = [{GATE: "sparse", "model.fusion.top": top} for top in (1, 2)]
+    assert points == [{GATE: "mean"}, {GATE: "softmax"}, *tops]
+
+
+def test_draws_are_distinct_and_follow_the_seed(tmp_path):
+    config = recipe_of(tmp_path).search
+    points = draws(config, 0)
+    assert len(points) == 12 and points == draws(config, 0) != draws(config, 1)
+    assert len({json.dumps(point) for point in points}) == 12
+
+
+@pytest.mark.parametrize(
+    ("space", "keys", "complaint"),
+    [
+        ({"optim.lr": {"low": 1.0, "high": 0.1}}, {}, "low must be smaller"),
+        ({"optim.lr": {"low": 0.0, "high": 0.1, "log": True}}, {}, "above 0"),
+        ({"optim.lr": {"low": 0.1, "high": 0.2}}, {"samples": 0}, "no grid: set search.samples"),
+        ({"optim.lr": {"low": 0.1, "high": 0.2, "when": {GATE: ["mean"]}}}, {}, "no earlier list"),
+        ({GATE: ["mean"], "optim.lr": {"values": [1.0], "when": {GATE: ["gmu"]}}}, {}, "never is"),
+        ({GATE: ["mean"]}, {"searcher": "optuna", "samples": 0}, "search.samples"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(tmp_path, space, keys, complaint):
+    with pytest.raises(UserError, match=complaint):
+        recipe_of(tmp_path, space=space, **keys)
+
+
+def test_a_recipe_with_a_space_survives_being_written(tmp_path):
+    recipe = recipe_of(tmp_path)
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def score(point) -> float:
+    return {"mean": 0.5, "softmax": 0.9, "sparse": 0.2}[point[GATE]] - abs(point["model.fusion.hidden"] - 40) / 400
+
+
+def test_optuna_tries_every_gate_once_and_then_the_good_ones(tmp_path):
+    proposals = Proposals(recipe_of(tmp_path, samples=30).search, seed=0)
+    points = []
+    for _ in range(30):
+        point = proposals.ask()
+        points.append(point)
+        proposals.tell(point, [], score(point), "finished")
+    assert {point[GATE] for point in points[:3]} == {"mean", "softmax", "sparse"}
+    assert len({json.dumps(point) for point in points}) == 30
+    later = [point[GATE] for point in points[12:]]
+    assert later.count("softmax") > len(later) / 2, later
+
+
+def test_optuna_stops_when_a_small_space_is_used_up(tmp_path):
+    proposals = Proposals(recipe_of(tmp_path, space={GATE: ["mean", "softmax"]}, samples=9).search, seed=0)
+    assert [proposals.ask() is None for _ in range(3)] == [False, False, True]
+
+
+def test_what_was_under_way_comes_again_and_what_ended_does_not(tmp_path):
+    recipe = recipe_of(tmp_path, searcher="optuna", samples=8)
+    first = exploration(recipe)
+    drawn = [first.draw() for _ in range(5)]
+    for (record, _), status in zip(drawn, ("finished", "pruned", "failed")):
+        note_report(record.directory, 4, 0.25)
+        write_record(record, status=status, value=None if status == "failed" else score(record.overrides), step=4)
+        first.tell(next(one for one in known_trials(tmp_path / "study") if one.name == record.name))
+
+    second = Proposed(recipe)
+    assert second.left == 6  # two ended
+    names = [record.name for record, _ in (second.draw() for _ in range(second.left))]
+    assert sorted(names[:3]) == sorted(record.name for record, _ in drawn[2:])
+    assert not set(names) & {record.name for record, _ in drawn[:2]}
+    assert len(known_trials(tmp_path / "study")) == 8
+
+    changed = recipe.model_copy(deep=True)
+    changed.optim.weight_decay = 1.0
+    assert Proposed(changed).left == 8  # other settings, other trials
+
+
+def test_keys_that_do_not_go_together_are_a_failed_trial(tmp_path):
+    space = {"engine.zero_stage": [0], "engine.precision": ["fp32", "bf16"]}
+    source = exploration(recipe_of(tmp_path, space={"optim.lr": [0.1]}, searcher="optuna", samples=2))
+    source._recipe.search.space = space
+    source._proposals = Proposals(source._recipe.search, 0)
+    assert [source.draw() is None for _ in range(2)] == [False, True]
+    refused = [one for one in known_trials(tmp_path / "study") if one.status == "failed"]
+    assert len(refused) == 1 and "precision bf16 needs zero_stage" in refused[0].reason
+
+
+def test_several_seeds_count_by_their_mean_and_before_one_lucky_seed(tmp_path):
+    def record(name: str, value: float | None, status: str = "finished", **fields) -> TrialRecord:
+        return TrialRecord(name, {GATE: name}, str(tmp_path / name), status, value, **fields)
+
+    records = [
+        record("lucky", 0.99),
+        record("good", 0.9),
+        record("good-seed1", 0.8, repeats="good"),
+        record("stopped", 0.95, "pruned", step=4),
+        record("stopped-later", 0.3, "pruned", step=8),
+        record("broken", None, "failed", reason="out of memory"),
+    ]
+    result = leaderboard(recipe_of(tmp_path), records)
+    assert [trial.name for trial in result.trials] == ["good", "lucky", "stopped-later", "stopped", "broken"]
+    assert result.trials[0].value == pytest.approx(0.85)
+    assert "2 seeds, 0.8000 to 0.9000" in result.table()
+    assert "pruned at step 8" in result.table()
+    assert result.columns()["seeds"] == [2, 1, 1, 1, 1]
+    assert "run.name=lucky-again 'data.test=[]'" in result.columns()["command"][1]
+
+
+def test_reports_are_kept_once_a_step_and_torn_lines_left_out(tmp_path):
+    for step, value in ((2, 0.1), (4, 0.2), (4, 0.3)):
+        note_report(tmp_path, step, value)
+    with (tmp_path / "reports.jsonl").open("a") as file:
+        file.write("[6, 0.")
+    assert reports_of(tmp_path) == [(2, 0.1), (4, 0.3)]

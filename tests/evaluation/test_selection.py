@@ -1,0 +1,96 @@
+"""The test of a search's winner: finds what is planted, claims nothing where there is nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates
+from crossgate.evaluation.selection import Answers, judge
+
+GROUPS, EACH = 40, 5
+
+
+def answers(skill: float, seed: int, groups: int = GROUPS) -> Answers:
+    """Two classes; logits lean to the truth by `skill`."""
+    random = np.random.default_rng(seed)
+    count = groups * EACH
+    labels = np.tile([0, 1], count)[:count]
+    logits = random.normal(size=(count, 2))
+    logits[np.arange(count), labels] += skill
+    keys = np.array([f"clip{i:04d}" for i in range(count)])
+    order = random.permutation(count)  # each trial may have its own order of clips
+    group = np.repeat(np.arange(groups), EACH)
+    return Answers(logits[order].astype(np.float32), labels[order], group[order], keys[order])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "average_precision"])
+def test_a_gate_that_is_better_is_named(metric):
+    candidates = {"good": [answers(3.0, 1), answers(3.0, 2)], "same": [answers(1.0, 3)]}
+    found = judge(candidates, [answers(1.0, 4), answers(1.0, 5)], "good", metric, 0)
+    assert found.beats and found.p < 0.01 and found.low > 0
+    assert found.said.startswith("good beats averaging: +") and "2 seeds" in found.said
+    assert found.metrics()["search/over_averaging/beats"] == 1.0
+
+
+def test_the_luckiest_of_many_equals_is_not_named():
+    """Each replication takes the best of 20 gates that are no better: a naive paired test would name most of them."""
+    named, naive = 0, 0
+    for replication in range(20):
+        start = 1000 * (replication + 1)
+        reference = answers(1.0, start)
+        gates = {f"gate{k}": [answers(1.0, start + 1 + k)] for k in range(20)}
+        rights = {name: float((one.logits.argmax(1) == one.labels).mean()) for name, (one,) in gates.items()}
+        winner = max(rights, key=rights.__getitem__)
+        found = judge(gates, [reference], winner, "accuracy", None, resamples=200, seed=replication)
+        named += found.beats
+        naive += found.low > 0
+    assert named <= 3, f"{named} of 20"
+    assert naive > named + 3  # else this test could not fail
+
+
+def test_averaging_itself_few_groups_and_other_metrics_claim_nothing():
+    gates, reference = {"good": [answers(3.0, 1)]}, [answers(1.0, 2)]
+    assert "averaging itself" in judge(gates, reference, "mean", "accuracy", None).said
+    assert "cannot be tested" in judge(gates, reference, "good", "loss", None).said
+    few = judge({"good": [answers(3.0, 1, groups=3)]}, [answers(1.0, 2, groups=3)], "good", "accuracy", None)
+    assert not few.beats and "3 validation groups are too few" in few.said
+    assert few.metrics() == {"search/over_averaging/beats": 0.0}
+
+
+def test_answers_are_kept_as_they_are(tmp_path):
+    kept = answers(1.0, 1)
+    assert Answers.read(tmp_path) is None
+    kept.write(tmp_path)
+    found = Answers.read(tmp_path)
+    assert found is not None
+    assert all(np.array_equal(a, b) for a, b in zip(vars(kept).values(), vars(found).values()))
+    assert [path.name for path in tmp_path.iterdir()] == ["validation.npz"]
+
+
+def test_what_mattered_is_found_and_conditional_keys_take_part():
+    random = np.random.default_rng(0)
+    points, values = [], []
+    for _ in range(60):
+        point = {"gate": str(random.choice(["mean", "softmax"])), "lr": float(random.uniform(0, 1))}
+        if point["gate"] == "softmax":
+            point["temperature"] = float(random.uniform(0, 1))
+        points.append(point)
+        values.append(point.get("temperature", 0.0) * 2 + 0.1 * point["lr"])
+    shares = importances(points, values)
+    assert next(iter(shares)) == "temperature" and sum(shares.values()) == pytest.approx(1.0)
+    assert shares["lr"] < 0.1
+    assert importances(points[:3], values[:3]) == {}
+    assert importances([{"gate": "mean"}] * 9, [0.1] * 9) == {}
+
+
+def test_every_trial_is_a_line_through_its_settings():
+    points = [{"gate": "mean"}, {"gate": "softmax", "lr": 0.1}, {"gate": "softmax", "lr": 0.01}]
+    figure = parallel_coordinates(points, [0.5, 0.9, None], "val/accuracy")
+    (axis,) = figure.axes
+    lines = [line for line in axis.lines if len(line.get_xdata()) > 1 and len(set(line.get_xdata())) > 1]
+    assert sorted(len(line.get_xdata()) for line in lines) == [2, 3, 3]  # a pruned one ends before the metric
+    texts = {text.get_text() for text in axis.texts}
+    assert {"mean", "softmax", "0.01", "0.1", "(not varied)", "0.500", "0.900"} <= texts
+    bars = importance_figure({"gate": 0.75, "lr": 0.25}, "val/accuracy").axes[0].patches
+    assert [bar.get_width() for bar in bars] == [25.0, 75.0]
