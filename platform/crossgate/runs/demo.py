@@ -32,7 +32,6 @@ from crossgate.stream.index import Index
 
 CLIPS, QUICK_CLIPS, FRESH = 960, 72, 3
 UNLABELLED = 0.4
-FPS = 8  # enough for four frames a clip; every further picture is drawn, coded and decoded for nothing
 _HOW = "Models were selected on validation groups; every score is on test groups that no run trained on."
 _QUICK = "A quick run: it shows the road. Its few clips and steps say nothing about the models."
 
@@ -99,7 +98,7 @@ class Demo:
         ):
             with progress_bar("clips") as step:
                 return generate(
-                    self.out / "clips", clips=clips, fps=FPS, val=0.08, test=0.12, unlabelled=UNLABELLED, progress=step
+                    self.out / "clips", clips=clips, val=0.08, test=0.12, unlabelled=UNLABELLED, progress=step
                 )
 
     def _pack(self, manifest: Path) -> Index:
@@ -172,7 +171,7 @@ class Demo:
         from crossgate.clips.manifest import read_manifest
 
         if self.corpus is None:
-            manifest = generate(self.out / "fresh", clips=36, fps=FPS, seed=1_000_003)
+            manifest = generate(self.out / "fresh", clips=36, seed=1_000_003)
         every = read_manifest(manifest).rows
         rows = [row for row in every if self.corpus is None or row.split == "test"][:FRESH]
         depth = [str(row.depth_path or "") for row in rows]

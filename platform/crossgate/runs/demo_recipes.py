@@ -86,7 +86,12 @@ class DemoRecipes:
         tree["optim"] = {"lr": 3e-3, "weight_decay": 3.0}
         tree["training"] = {"epochs": 2 if self._quick else 40, "log_every": 60, "eval_every": 24, "save_every": 120}
         metric = "val/average_precision" if task == "violence" else "val/accuracy"
-        tree["search"] = {"space": {"model.fusion.name": list(GATES)}, "concurrent": self._workers, "metric": metric}
+        tree["search"] = {
+            "space": {"model.fusion.name": list(GATES)},
+            "metric": metric,
+            "concurrent": len(GATES),  # a trial's process takes longer to start than the trial
+            "cpus_per_trial": round(self._workers / len(GATES), 2),
+        }
         return self._write(f"search-{task}", tree, "one trial a gate on frozen encoders, selected on validation groups")
 
     def finetune(self, trial: Path, task: str, gate: str) -> Recipe:
@@ -96,7 +101,7 @@ class DemoRecipes:
         tree["finetune"] = {"task": task, "init": str(trial), "encoder_lr_scale": 1.0, "unimodal_weight": 0.5}
         tree["data"]["augment"] = {"crop": 0.85, "jitter": 0.1, "mask_audio": 0.0}
         tree["optim"] = {"lr": 1e-3}
-        tree["training"] = {"epochs": 1 if self._quick else 4}
+        tree["training"] = {"epochs": 1 if self._quick else 2}
         tree["cluster"] = {
             "workers": self._workers,
             "launcher": "ray",
