@@ -114,15 +114,15 @@ def test_runs_on_object_storage_are_refused_in_one_line():
 
 
 def test_mail_waits_for_every_rank_and_keeps_the_error_whole(tmp_path):
-    mail = _Mail.fresh(tiny_recipe(tmp_path, "run"))
-    mail.raise_complaint()
-    mail.complain(1, UserError("broken", where=Path("a.tar"), expected="whole", cure="pack again"))
-    assert not mail.all_complain(2, patience_s=0.1)
-    mail.complain(0, UserError("broken", where=Path("a.tar"), expected="whole", cure="pack again"))
-    assert mail.all_complain(2)
-    with pytest.raises(UserError) as caught:
+    with _Mail.fresh(tiny_recipe(tmp_path, "run")) as mail:
         mail.raise_complaint()
-    assert str(caught.value) == "a.tar: broken; expected whole; pack again"
-    mail.deliver({"step": 3})
-    assert json.loads((mail.folder / "result.json").read_text()) == {"step": 3}
-    assert mail.result() == {"step": 3}
+        mail.complain(1, UserError("broken", where=Path("a.tar"), expected="whole", cure="pack again"))
+        assert not mail.all_complain(2, patience_s=0.1)
+        mail.complain(0, UserError("broken", where=Path("a.tar"), expected="whole", cure="pack again"))
+        assert mail.all_complain(2)
+        with pytest.raises(UserError) as caught:
+            mail.raise_complaint()
+        assert str(caught.value) == "a.tar: broken; expected whole; pack again"
+        mail.deliver({"step": 3})
+        assert json.loads((mail.folder / "result.json").read_text()) == {"step": 3}
+        assert mail.result() == {"step": 3}

@@ -7,8 +7,8 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,16 @@ def resolve(entry: str) -> Callable[..., dict[str, Any]]:
 
 
 def _launch_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, str]) -> dict[str, Any]:
+    with _Mail.fresh(recipe) as mail:
+        return _fit_on_ray(recipe, entry, arguments, mail)
+
+
+def _fit_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, str], mail: _Mail) -> dict[str, Any]:
     cluster = recipe.cluster
-    mail = _Mail.fresh(recipe)
     fewest = cluster.fewest_workers
     cpus, gpus = fewest * cluster.cpus_per_worker, fewest * cluster.gpus_per_worker
+    if fewest < cluster.workers:
+        environment.expect_nodes_to_go()
     with ray_session(cluster, cpus, gpus):
         from ray.train import FailureConfig, RunConfig
         from ray.train.v2.api.config import LoggingConfig, ScalingConfig
@@ -161,16 +167,21 @@ class _Mail:
         self.folder = folder
 
     @classmethod
-    def fresh(cls, recipe: Recipe) -> _Mail:
-        """Makes an empty folder; letters of earlier launches are thrown away."""
+    @contextmanager
+    def fresh(cls, recipe: Recipe) -> Iterator[_Mail]:
+        """Gives an empty folder for one launch; another of the same run, should it go on, keeps its own."""
         root = Path(recipe.run.output) / recipe.run.name / ".launch"
         try:
-            shutil.rmtree(root, ignore_errors=True)
             folder = root / uuid.uuid4().hex[:12]
             folder.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"cannot be written ({error.strerror})", where=root, cure="set run.output") from None
-        return cls(folder)
+        try:
+            yield cls(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # not empty: somebody else's letters
+                root.rmdir()
 
     def complain(self, rank: int, error: UserError) -> None:
         """Notes a user error of a rank."""
@@ -209,9 +220,7 @@ class _Mail:
     def result(self) -> dict[str, Any]:
         """Returns what rank 0 handed in."""
         path = self.folder / "result.json"
-        result = json.loads(path.read_text()) if path.exists() else {}
-        shutil.rmtree(self.folder.parent, ignore_errors=True)
-        return result
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         partial = self.folder / f".{name}.partial"

@@ -13,6 +13,7 @@ from crossgate.config import Recipe
 from crossgate.errors import UserError, nearest, writing
 from crossgate.evaluation import Evaluation, positive_class, style, training_section, write_report, write_results
 from crossgate.recipe import dump_recipe
+from crossgate.runs.ownership import only_start
 from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
 from crossgate.tracking import Tracker, open_tracker
@@ -205,7 +206,7 @@ def open_run(
         required, used: as in `check_splits`.
 
     Raises:
-        UserError: for an index that cannot be read or lacks a split.
+        UserError: for an index that cannot be read or lacks a split; another start of the run goes on.
     """
     index = open_index(recipe)
     check_splits(index, recipe, required, used)
@@ -214,5 +215,8 @@ def open_run(
     with writing("the run's folder", directory):
         directory.mkdir(parents=True, exist_ok=True)
     tags = {"index_url": recipe.data.index, "index_digest": index.digest}
-    with open_tracker(recipe, directory, world.rank, tags=tags, parent=parent) as tracker:
+    with (
+        only_start(directory, world),
+        open_tracker(recipe, directory, world.rank, tags=tags, parent=parent) as tracker,
+    ):
         yield RunContext(recipe, world, directory, index, tracker)

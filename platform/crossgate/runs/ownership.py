@@ -1,0 +1,63 @@
+"""One start of a run at a time: a second one would delete and overwrite what the first is writing.
+
+The lock is the operating system's, on a file in the run's folder. It ends with the process that holds it, however that
+ends, and reaches as far as the folder's file system keeps locks (NFS and most cluster file systems do).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from crossgate.errors import UserError
+from crossgate.training.world import World
+
+PATIENCE_S = 20.0
+"""A killed start's process may take that long to be gone when Ray has already made the next one."""
+_LOCK, _OWNER = ".lock", ".owner"
+
+
+@contextmanager
+def only_start(directory: Path, world: World) -> Iterator[None]:
+    """Holds the run's folder for this start. Every rank calls it; rank 0 holds it.
+
+    Args:
+        directory: of the run; exists.
+        world: the ranks.
+
+    Raises:
+        UserError: on every rank, when another start of the run goes on.
+    """
+    lock = FileLock(directory / _LOCK, timeout=PATIENCE_S)
+    owner = world.from_leader(_held(lock, directory) if world.leads else None)
+    if owner is not None:
+        raise UserError(
+            f"this run is going on already ({owner})",
+            where=directory,
+            cure="wait for its end or stop it; set run.name for another run",
+        )
+    try:
+        yield
+    finally:
+        if world.leads:
+            lock.release()
+
+
+def _held(lock: FileLock, directory: Path) -> str | None:
+    """Takes the lock; returns who has it where that fails."""
+    note = directory / _OWNER
+    try:
+        lock.acquire()
+    except Timeout:
+        return note.read_text() if note.exists() else "by an unknown process"
+    except OSError:  # a file system without locks: the run must not fail for it
+        return None
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    note.write_text(f"on {socket.gethostname()}, process {os.getpid()}, since {since}")
+    return None
