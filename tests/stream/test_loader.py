@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import add_clip, write_corpus
@@ -334,3 +336,21 @@ def test_the_trainers_random_numbers_are_left_alone(index: Index) -> None:
     torch.manual_seed(5)
     take(make(index), 2)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_threads_that_read_local_shards_beside_a_remote_corpus_share_the_open_files(index: Index, monkeypatch) -> None:
+    """Only so many files stay open: the one that a thread is about to read is not the one that another closes."""
+    pread = os.pread
+
+    def slow(file: int, size: int, start: int) -> bytes:
+        time.sleep(0.002)
+        return pread(file, size, start)
+
+    monkeypatch.setattr(reader, "_FILES", 1)
+    monkeypatch.setattr(os, "pread", slow)
+    shared = reader.ClipReader(index, CLIP.modalities)
+    places = [(shard, row) for shard, clips in enumerate(index.clips.tolist()) for row in range(clips)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda place: shared.fetch(*np.array([place]).T)[0], places * 2))
+    assert [clip.members["rgb.bin"] for clip in found] == [str(n).encode() for n in range(len(places))] * 2
+    assert len(shared._files) == 1

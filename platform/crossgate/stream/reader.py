@@ -188,8 +188,9 @@ class ClipReader:
 
     def _read(self, ranges: list[Range]) -> list[bytes]:
         if self.index.store.local:
-            self._bytes["read_bytes"] += sum(end - start for _, start, end in ranges)
-            return [self._pread(*item) for item in ranges]
+            with self._lock:  # beside a remote corpus several threads come here, and opening one file closes another
+                self._bytes["read_bytes"] += sum(end - start for _, start, end in ranges)
+                return [self._pread(*item) for item in ranges]
         found = self._read_cached(ranges) if self.cache else {}
         missing = [item for item in ranges if item not in found]
         self._check({shard for shard, _, _ in missing})
