@@ -155,6 +155,27 @@ def test_what_is_shown_and_stored_holds_no_password(uri: str, shown: str) -> Non
     assert recipe.tracking.uri == uri  # the live run still has it
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.index=https://ann:s3cret@host/shards",
+        "data.mix=[{index: 's3://KEY:s3cret@bucket/shards'}]",
+        "release.index=https://s3cret@host/shards",
+        "training.checkpoint_url=s3://KEY:s3cret/9@bucket",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(tmp_path: Path, override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=rf"command line, {key}.*; put credentials into the environment") as caught:
+        load_recipe(write(tmp_path, "kind: pretrain\n"), [override])
+    assert "s3cret" not in str(caught.value)
+    section, name = key.split(".")
+    text = f"kind: pretrain\n{section}:\n  {name}: {override.partition('=')[2]}\n"
+    with pytest.raises(UserError, match=key) as caught:
+        load_recipe(write(tmp_path, text))
+    assert "s3cret" not in str(caught.value)
+
+
 def test_flat_recipe_has_dotted_keys() -> None:
     flat = flat_recipe(parse_recipe({"kind": "pretrain"}))
     assert flat["optim.lr"] == "0.001"

@@ -24,6 +24,18 @@ def test_other_kinds_of_url_are_refused(url: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize("url", ["https://a:s3cret@h/x", "s3://K:s3cret/9@b", "http://s3cret@h:80", "ftp://s3cret@h"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UserError) as caught:
+        open_store(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://h:8080/a@b", "s3://b/a@b:c", "x@y:z/shards"])
+def test_names_and_ports_are_no_credentials(url: str) -> None:
+    assert open_store(url).url.endswith(url)
+
+
 def test_local_files_come_and_go_whole(store: Store) -> None:
     assert not store.exists("a.tar")
     store.put("a.tar", b"0123456789")

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+CREDENTIALS = "credentials"
+"""Type of the complaint about a URL that holds some: nothing of what was found may be repeated."""
+NO_CREDENTIALS = "a URL without user name and password; put credentials into the environment"
+# A port is digits: all else after a colon is the begin of a password, which may hold an unquoted slash.
+_CREDENTIALS = re.compile(r"://([^/?#]*@|[^/?#]*:(?!\d*([/?#]|$)))")
+
+
+def has_credentials(url: str) -> bool:
+    """Says whether a URL holds a user name or a password: it would be shown, stored and tracked with them."""
+    return _CREDENTIALS.search(url) is not None
+
+
+def _without_credentials(url: str) -> str:
+    if has_credentials(url):
+        raise PydanticCustomError(CREDENTIALS, f"expected {NO_CREDENTIALS}")
+    return url
+
+
+FolderUrl = Annotated[str, AfterValidator(_without_credentials)]
+"""A local path or URL of a folder of a store."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from crossgate.config.base import Config, Count, Fraction, Positive
+from crossgate.config.base import Config, Count, FolderUrl, Fraction, Positive
 from crossgate.modality import MODALITIES, ordered
 
 
@@ -76,7 +76,7 @@ class CacheConfig(Config):
 class CorpusConfig(Config):
     """A further folder of shards to train on, beside `data.index`."""
 
-    index: str
+    index: FolderUrl
     """URL of its folder of shards (local path, s3://, http(s)://)."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Clips of it in every global batch for each clip of `data.index`, rounded to whole clips of a batch."""
@@ -87,7 +87,7 @@ class CorpusConfig(Config):
 class DataConfig(Config):
     """Where clips come from and how they form global batches."""
 
-    index: str = ""
+    index: FolderUrl = ""
     """URL of a folder of shards (local path, s3://, http(s)://)."""
     train: tuple[str, ...] = ("train",)
     """Splits to train on."""

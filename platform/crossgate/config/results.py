@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from crossgate.config.base import Config, Fraction, Positive
+from crossgate.config.base import Config, FolderUrl, Fraction, Positive
 
 
 class EvaluationConfig(Config):
@@ -38,7 +38,7 @@ class ReleaseConfig(Config):
     alias: str = "champion"
     """Alias that the version gets if it passes the gate, as the first version of a name always does; the newest
     version is `challenger` in any case."""
-    index: str = ""
+    index: FolderUrl = ""
     """Index whose test splits are the frozen evaluation set (empty: the run's own `data.index`)."""
     margin: Fraction = 0.05
     """How much worse than the champion it could be, at the lower end of the paired 95 % interval, and still pass."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from crossgate.config.base import Config, Count, Fraction, Positive
+from crossgate.config.base import Config, Count, FolderUrl, Fraction, Positive
 
 
 class OptimConfig(Config):
@@ -68,7 +68,7 @@ class TrainingConfig(Config):
     """Steps between checkpoints (0: at each epoch's end)."""
     keep: Positive = 2
     """Checkpoints kept; the best one by validation is kept besides."""
-    checkpoint_url: str = ""
+    checkpoint_url: FolderUrl = ""
     """Folder or s3:// URL that checkpoints are uploaded to while training goes on, below the run's name; the same ones
     are kept there, and a run whose own folder is lost goes on from there (empty: none)."""
 

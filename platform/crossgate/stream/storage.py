@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import fsspec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from crossgate.config.base import NO_CREDENTIALS, has_credentials
 from crossgate.errors import UserError
 
 DEADLINE = 60.0
@@ -55,14 +56,17 @@ class Store:
         url: local path, ``file://``, ``s3://`` or ``http(s)://`` URL of the folder.
 
     Raises:
-        UserError: for any other kind of URL (`pipe:` and chained URLs among them).
+        UserError: for any other kind of URL (`pipe:` and chained URLs among them), or one with credentials in it.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
         scheme = text.split("://", 1)[0] if "://" in text else "file"
         if scheme not in _SCHEMES or "::" in text or text.startswith("pipe:"):
-            raise UserError("storage of this kind is not read", where=text, expected=f"a path or {_SCHEMES[1:]} URL")
+            where = scheme if has_credentials(text) else text
+            raise UserError("storage of this kind is not read", where=where, expected=f"a path or {_SCHEMES[1:]} URL")
+        if scheme != "file" and has_credentials(text):
+            raise UserError("holds credentials", where=f"{scheme}:// URL", expected=NO_CREDENTIALS)
         self.local = scheme == "file"
         self.url = os.path.abspath(text.removeprefix("file://")) if self.local else text.rstrip("/")
         self.retries = 0
