@@ -111,11 +111,22 @@ def test_digest_ignores_places_and_workers_but_no_number() -> None:
         assert recipe_digest(with_overrides(recipe, {key: value})) != recipe_digest(recipe)
 
 
+def test_a_copy_of_a_corpus_elsewhere_does_not_count_and_its_weight_does() -> None:
+    def digest(**corpus: object) -> str:
+        return recipe_digest(parse_recipe({"kind": "pretrain", "data": {"mix": [{"index": "a"}, corpus]}}))
+
+    assert digest(index="b") == digest(index="s3://bucket/b")
+    assert digest(index="b") != digest(index="b", weight=0.5) != digest(index="b", train=["train"])
+    one = recipe_digest(parse_recipe({"kind": "pretrain", "data": {"mix": [{"index": "a"}]}}))
+    assert len({one, digest(index="b"), recipe_digest(parse_recipe({"kind": "pretrain"}))}) == 3
+
+
 @pytest.mark.parametrize(("kind", "another"), [("evaluate", True), ("search", True), ("pretrain", False)])
 def test_another_index_is_another_run_where_nothing_else_would_tell(tmp_path: Path, kind: str, another: bool) -> None:
     path = write(tmp_path, f"kind: {kind}\ndata: {{index: a}}\n")
-    names = {load_recipe(path, overrides).run.name for overrides in ([], ["data.index=a"], ["data.index=b"])}
-    assert len(names) == (2 if another else 1)
+    for key, same, other in (("index", "a", "b"), ("mix", "[{index: x}]", "[{index: y}]")):
+        changes = ([f"data.{key}={value}"] for value in (same, same, other))
+        assert len({load_recipe(path, change).run.name for change in changes}) == (2 if another else 1)
 
 
 def test_a_deepspeed_json_counts_by_its_content(tmp_path: Path) -> None:

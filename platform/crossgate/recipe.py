@@ -112,6 +112,8 @@ def recipe_digest(recipe: Recipe) -> str:
     for section, keys in _OPERATIONAL_KEYS.items():
         for key in keys:
             tree.get(section, {}).pop(key, None)
+    for corpus in tree.get("data", {}).get("mix", ()):
+        corpus.pop("index")
     tree["places"] = {
         "deepspeed": _content(recipe.engine.deepspeed),
         "init": _without_package(recipe.finetune.init),
@@ -147,7 +149,9 @@ def _shown(recipe: Recipe) -> dict[str, Any]:
 
 def _name_digest(recipe: Recipe) -> str:
     digest = recipe_digest(recipe)
-    return _sha256(f"{digest} {recipe.data.index}".encode()) if recipe.kind in _NAMED_BY_INDEX else digest
+    if recipe.kind not in _NAMED_BY_INDEX:
+        return digest
+    return _sha256(" ".join([digest, recipe.data.index, *(corpus.index for corpus in recipe.data.mix)]).encode())
 
 
 def _content(path: str) -> str:

@@ -59,8 +59,9 @@ def test_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
         {
             "kind": "finetune",
             "run": {"name": "x", "output": "runs"},
-            "data": {"index": "s3://b/x"},
+            "data": {"index": "s3://b/x", "mix": [{"index": "more"}, {"index": "https://h/x"}]},
             "finetune": {"init": "a"},
+            "release": {"index": "shards"},
             "evaluation": {"model": "runs/b"},
             "tracking": {"uri": "sqlite:///tracks/mlflow.db"},
         }
@@ -68,12 +69,14 @@ def test_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
     fixed = with_absolute_paths(recipe)
     assert fixed.run.output == str(tmp_path / "runs")
     assert fixed.data.index == "s3://b/x"
+    assert [corpus.index for corpus in fixed.data.mix] == [str(tmp_path / "more"), "https://h/x"]
+    assert fixed.release.index == str(tmp_path / "shards")
     assert fixed.finetune.init == str(tmp_path / "a")
     assert fixed.evaluation.model == str(tmp_path / "runs" / "b")
     assert fixed.tracking.uri == f"sqlite:///{tmp_path}/tracks/mlflow.db"
     assert with_absolute_paths(fixed) == fixed
     assert fixed.engine.deepspeed == ""
-    assert recipe.run.output == "runs"
+    assert (recipe.run.output, recipe.data.mix[0].index) == ("runs", "more")
 
 
 def test_a_job_keeps_its_runs_outside_the_folder_that_is_thrown_away(tmp_path, monkeypatch):

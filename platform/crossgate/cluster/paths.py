@@ -35,6 +35,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         fixed.tracking.uri = _SQLITE + _absolute(fixed.tracking.uri.removeprefix(_SQLITE), _base())
     for section, key in (
         (fixed.data, "index"),
+        *((corpus, "index") for corpus in fixed.data.mix),
+        (fixed.release, "index"),
         (fixed.finetune, "init"),
         (fixed.evaluation, "model"),
         (fixed.engine, "deepspeed"),
