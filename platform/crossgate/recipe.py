@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from crossgate.config import Recipe
-from crossgate.config.base import CREDENTIALS
+from crossgate.config.base import CredentialsError
 from crossgate.errors import UserError, nearest
 
 # What may differ between two starts of the same run without changing its numbers.
@@ -178,7 +178,7 @@ def _origin(error: ValidationError, path: Path, overrides: Iterable[str]) -> str
         given = override.partition("=")[0].strip().split(".")
         shared = min(len(given), len(found))
         if shared and given[:shared] == found[:shared]:
-            return f"command line, {'.'.join(given) if error.errors()[0]['type'] == CREDENTIALS else override}"
+            return f"command line, {'.'.join(given) if _secret(error) else override}"
     return str(path)
 
 
@@ -219,9 +219,13 @@ def explained(error: ValidationError, where: str, cure: str = "run `crossgate ex
     if first["type"] == "missing":
         return UserError(f"key '{key}' is missing", where=where, cure="add it to the recipe")
     message = str(first["msg"]).removeprefix("Value error, ")
-    silent = isinstance(first.get("input"), dict) or first["type"] == CREDENTIALS
-    found = "" if silent else f", found {first.get('input')!r}"
+    found = "" if isinstance(first.get("input"), dict) or _secret(error) else f", found {first.get('input')!r}"
     return UserError(f"key '{key}': {message}{found}" if key else message, where=where, cure=cure)
+
+
+def _secret(error: ValidationError) -> bool:
+    """Says whether what was found must not be repeated."""
+    return isinstance(error.errors()[0].get("ctx", {}).get("error"), CredentialsError)
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

@@ -6,13 +6,14 @@ import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
-CREDENTIALS = "credentials"
-"""Type of the complaint about a URL that holds some: nothing of what was found may be repeated."""
 NO_CREDENTIALS = "a URL without user name and password; put credentials into the environment"
 # A port is digits: all else after a colon is the begin of a password, which may hold an unquoted slash.
 _CREDENTIALS = re.compile(r"://([^/?#]*@|[^/?#]*:(?!\d*([/?#]|$)))")
+
+
+class CredentialsError(ValueError):
+    """A URL holds some: nothing of what was found may be repeated."""
 
 
 def has_credentials(url: str) -> bool:
@@ -22,7 +23,7 @@ def has_credentials(url: str) -> bool:
 
 def _without_credentials(url: str) -> str:
     if has_credentials(url):
-        raise PydanticCustomError(CREDENTIALS, f"expected {NO_CREDENTIALS}")
+        raise CredentialsError(f"expected {NO_CREDENTIALS}")
     return url
 
 
