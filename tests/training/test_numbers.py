@@ -115,6 +115,9 @@ def test_bf16_trains_near_fp32_and_exports_its_masters(tmp_path, plain):
     head = saved["model.head.weight"]
     assert head.dtype == torch.float32
     assert not torch.equal(head, head.bfloat16().float())  # finer than bf16: the optimiser's own
+    for name, weight in TinyTask().state_dict(keep_vars=True).items():
+        if not weight.requires_grad:
+            assert torch.equal(saved[name], weight), f"{name} does not train and must not be rounded"
 
 
 def test_two_ranks_train_like_one(tmp_path, plain):

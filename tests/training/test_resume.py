@@ -189,8 +189,16 @@ def test_best_weights_are_kept_and_given_back(undisturbed, copied):
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 8):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    prune(tmp_path, keep=2, best_step=3)
+    prune(tmp_path, keep=2, saved_step=7, best_step=3)
     assert steps(tmp_path) == ["step-00000003", "step-00000006", "step-00000007"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [8]), (2, [4, 8])])
+def test_damaged_newer_checkpoints_do_not_push_out_whole_ones(tmp_path, keep, left):
+    for step in (4, 8, 12, 99):  # a run that found 12 and 99 damaged has just saved 8
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    prune(tmp_path, keep=keep, saved_step=8, best_step=0)
+    assert steps(tmp_path) == [f"step-{step:08d}" for step in left]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_clips_named(tmp_path):

@@ -141,7 +141,7 @@ def test_only_the_newest_sets_out_and_it_is_not_deleted_on_its_way(tmp_path):
         pass
     for folder in folders[1:]:
         uploader.put(folder, [])
-    assert prune(tmp_path, 1, 0, uploader.travelling) == {"step-00000004", "step-00000000"}
+    assert prune(tmp_path, 1, 4, 0, uploader.travelling) == {"step-00000004", "step-00000000"}
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000001", "step-00000004"]
     gate.set()
     uploader.finish()

@@ -278,10 +278,14 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
         begin_random_states(recipe.run.seed, world.rank, manifest.step)
 
 
-def prune(run_dir: Path, keep: int, best_step: int, busy: str = "") -> set[str]:
-    """Deletes all but the `keep` newest checkpoints, the best one and the one named, and returns which shall stay."""
+def prune(run_dir: Path, keep: int, saved_step: int, best_step: int, busy: str = "") -> set[str]:
+    """Deletes all but the `keep` newest checkpoints, the best one and the one named, and returns which shall stay.
+
+    Whatever is newer than the step just saved was damaged when the run resumed: it goes, and counts for nothing.
+    """
     paths = sorted((run_dir / "checkpoints").glob("step-*"))
-    kept = {path.name for path in paths[-keep:]} | {_path(run_dir, best_step).name}
+    whole = [path for path in paths if path.name <= _path(run_dir, saved_step).name]
+    kept = {path.name for path in whole[-keep:]} | {_path(run_dir, best_step).name}
     for path in paths:
         if path.name not in kept | {busy}:
             shutil.rmtree(path, ignore_errors=True)

@@ -45,6 +45,8 @@ class Step(nn.Module):
         self._device, self._precision = device, precision
         self.scalars: set[int] = set()
         """Parameters that have no dimension in the caller's task, by `id`."""
+        self.constant: dict[str, Tensor] = {}
+        """What does not train, by name, as it was before DeepSpeed rounded it to 16 bits (rank 0 alone keeps it)."""
 
     def forward(self, batch: Any, *, encode: bool = False) -> Any:
         """Returns ``(loss, report)`` of the batch, or what the task makes of it before its objective."""
@@ -82,6 +84,8 @@ def build_engine(task: nn.Module, recipe: Recipe, world: World) -> Any:
         if parameter.ndim == 0:  # DeepSpeed cannot broadcast it; `full_weights` gives the shape back
             parameter.data = parameter.data.reshape(1)
             module.scalars.add(id(parameter))
+    if world.leads and recipe.engine.precision != "fp32":
+        module.constant = _constant(module.task)
     with _quiet():
         engine, *_ = deepspeed.initialize(
             model=module,
@@ -129,7 +133,8 @@ def deepspeed_settings(recipe: Recipe, world: World) -> dict[str, Any]:
 def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
     """Returns the whole task's state as fp32 on the host of rank 0, and nothing elsewhere. Every rank must call it.
 
-    Weights come from the optimiser's fp32 masters where there are any, gathered from all ranks where sharded.
+    Weights come from the optimiser's fp32 masters where there are any, gathered from all ranks where sharded; what does
+    not train is as it was at the start.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -139,9 +144,19 @@ def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
         if whole is None:
             whole = _gathered(value)
         if world.leads:
+            whole = engine.module.constant.get(name, whole)
             whole = whole.detach().reshape(() if id(value) in engine.module.scalars else whole.shape)
             state[name] = (whole.float() if whole.is_floating_point() else whole).cpu().clone().contiguous()
     return state
+
+
+def _constant(task: nn.Module) -> dict[str, Tensor]:
+    """Returns the floating-point values that no step changes, frozen weights and buffers, on the host."""
+    return {
+        name: value.detach().cpu().clone()
+        for name, value in task.state_dict(keep_vars=True).items()
+        if value.is_floating_point() and not value.requires_grad
+    }
 
 
 def _gathered(value: Any) -> Tensor:

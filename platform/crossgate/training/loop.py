@@ -342,7 +342,7 @@ class _Run:
             path = save_checkpoint(self.engine, self.run_dir, manifest, self.world, weights=best)
             if self.world.leads:
                 busy = self.uploader.travelling if self.uploader else ""
-                kept = prune(self.run_dir, self.recipe.training.keep, self.best_step, busy)
+                kept = prune(self.run_dir, self.recipe.training.keep, self.step, self.best_step, busy)
                 if self.uploader:
                     self.uploader.put(path, kept)
         self.saved_step = self.step
