@@ -10,12 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import mlflow.artifacts
 import mlflow.pyfunc
 import pandas as pd
 import pytest
@@ -217,8 +219,25 @@ def test_what_is_not_registered_says_so(released: ReleasedModel) -> None:
             load(uri, TrackingConfig(uri=released.tracking_uri))
 
 
+def test_loaded_from_a_server_it_leaves_no_copy_behind(
+    released: ReleasedModel, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(artifact_uri: str, tracking_uri: str, dst_path: str | None = None) -> str:
+        """As MLflow does it over HTTP; from a folder of this machine it copies nothing by itself."""
+        folder = Path(dst_path or tempfile.mkdtemp()) / "model"
+        return str(shutil.copytree(artifact_uri.removeprefix("file://"), folder))
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = load(released.uri, TrackingConfig(uri=released.tracking_uri))
+    assert list(tmp_path.iterdir()) == []
+    assert model.predict([str(videos / "mute.mp4")])["error"][0] is None
+
+
 @pytest.mark.slow
-def test_the_same_through_a_server_over_http(run_dir: Path, videos: Path, tmp_path: Path) -> None:
+def test_the_same_through_a_server_over_http(
+    run_dir: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
@@ -231,7 +250,10 @@ def test_the_same_through_a_server_over_http(run_dir: Path, videos: Path, tmp_pa
         first = release(fresh, ReleaseConfig(), tracking)
         assert (first.version, first.fresh) == (1, True)
         assert release(fresh, ReleaseConfig(alias="challenger"), tracking).fresh is False
+        (tmp_path / "scratch").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
         table = load(first.uri, tracking).predict([str(videos / "whole.mp4")])
+        assert list((tmp_path / "scratch").iterdir()) == []
         assert table["scores"].tolist() == Predictor(run_dir).predict([videos / "whole.mp4"])["scores"].tolist()
 
 

@@ -142,23 +142,25 @@ def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = 
     import mlflow.artifacts
     import mlflow.pyfunc
 
-    try:
-        version = _resolved(server, uri)
-        source = server.client.get_model_version_download_uri(version.name, version.version)
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=server.uri)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(
-            f"not in the registry ({reason})", where=uri, cure="see its models and aliases in MLflow"
-        ) from None
-    paths = list(sys.path)
-    try:
-        return mlflow.pyfunc.load_model(folder, model_config=settings or None)
-    finally:
-        # MLflow puts the package's own, smaller copy of crossgate first: processes started later would find only that.
-        sys.path[:] = paths
+    with tempfile.TemporaryDirectory() as scratch:  # a loaded model needs its files no more
+        try:
+            version = _resolved(server, uri)
+            source = server.client.get_model_version_download_uri(version.name, version.version)
+            folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=server.uri, dst_path=scratch)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(
+                f"not in the registry ({reason})", where=uri, cure="see its models and aliases in MLflow"
+            ) from None
+        paths = list(sys.path)
+        try:
+            return mlflow.pyfunc.load_model(folder, model_config=settings or None)
+        finally:
+            # MLflow puts the package's own, smaller copy of crossgate first: processes started later would find only
+            # that.
+            sys.path[:] = paths
 
 
 @contextmanager
