@@ -84,6 +84,11 @@ def calm_ray(poll_seconds: float = 0.2) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks even when told not to
 
 
+def expect_nodes_to_go(patience_s: float = 30.0) -> None:
+    """For workers that come and go: Ray waits so long for one on a node that has just died before it counts anew."""
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(patience_s))
+
+
 def hide_gpus() -> None:
     """For a process that was given no GPU: those of the machine belong to others. Call before torch looks for them."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

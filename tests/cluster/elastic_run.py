@@ -56,7 +56,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
             (folder / "grow").touch()
             wait_for(lambda: REQUESTS._save.is_set() or REQUESTS.saved())
 
-    result = run_fit(recipe, on_step=on_step)
+    result = run_fit(recipe, on_step=on_step, validated=False)
     return {"step": result.step, "ranks": world.ranks}
 
 
@@ -71,22 +71,18 @@ def main() -> None:
     folder = Path(sys.argv[1])
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([here, TINY])
+    environment.expect_nodes_to_go(10)
     environment.calm_ray()
     environment.expect_no_preemption()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    # A dead node is noticed sooner than by default.
+    health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": health}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=1)
     root = Path(environment.__file__).parents[1]
     runtime = {"env_vars": environment.worker_environment(root), "worker_process_setup_hook": prepare_worker}
     ray.init(address=cluster.address, runtime_env=runtime, log_to_driver=False)
 
-    def weather() -> None:
-        wait_for((folder / "lose").exists, 240)
-        (folder / "lost").touch()
-        cluster.remove_node(second, allow_graceful=False)
-        wait_for((folder / "grow").exists, 240)
-        cluster.add_node(num_cpus=1)
-
-    threading.Thread(target=weather, daemon=True).start()
     recipe = tiny_recipe(
         folder,
         "run",
@@ -94,8 +90,17 @@ def main() -> None:
         training={"save_every": 5, "keep": 9},
         cluster={"workers": [1, 2], "regrow_s": 2, "launcher": "ray", "max_failures": 3},
     )
-    try:
-        print(json.dumps(launch(recipe, "elastic_run:run")))
+    results: list[dict[str, Any]] = []
+    running = threading.Thread(target=lambda: results.append(launch(recipe, "elastic_run:run")), daemon=True)
+    running.start()
+    try:  # nodes can be added by the main thread only
+        wait_for((folder / "lose").exists, 240)
+        (folder / "lost").touch()
+        cluster.remove_node(second, allow_graceful=False)
+        wait_for((folder / "grow").exists, 240)
+        cluster.add_node(num_cpus=1)
+        running.join(240)
+        print(json.dumps(results[0]))
     finally:
         ray.shutdown()
         cluster.shutdown()

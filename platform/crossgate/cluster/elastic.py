@@ -55,6 +55,13 @@ class EvenScaling(ElasticScalingPolicy):
         self._counts = counts
         self._waiting: tuple[ResizeDecision, float] | None = None
 
+    def _get_reserved_resources(self) -> Any:
+        reserved = super()._get_reserved_resources()
+        if reserved is None:
+            return None
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # what was reserved may have died since
+        return {node: resources for node, resources in reserved.items() if node in alive}
+
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         room = super()._count_possible_workers(reserved_resources)
         return max((count for count in self._counts if count <= room), default=0)
