@@ -90,8 +90,10 @@ def test_an_epoch_through_every_fault_is_complete_and_exact(proxy, corpus, make_
 
 def test_a_store_that_never_answers_is_one_line_within_the_deadline(proxy, corpus, monkeypatch) -> None:
     monkeypatch.setattr(storage, "DEADLINE", 2.0)
-    batches = iter(make(Index.load(corpus)))
-    next(batches)
+    loader = make(Index.load(corpus))
+    batches = iter(loader)
+    for _ in range(loader.steps_per_epoch):  # until every shard's length was asked for: a wrong one is another error
+        next(batches)
     proxy.every, before = 1, time.monotonic()
     with pytest.raises(
         UserError, match=r"s3://clips/corpus/train-00000\d.tar: storage failed .*check that it is reach"
@@ -116,6 +118,30 @@ def test_wrong_credentials_are_one_line_at_once(proxy, corpus, monkeypatch, name
         next(iter(make(index)))
     assert time.monotonic() - before < 20
     assert s3_server.SECRET not in str(caught.value)
+
+
+def test_credentials_that_expire_in_the_middle_are_one_line(proxy, corpus, monkeypatch, caplog) -> None:
+    """The URLs that were signed before they expired are refused, and so is what is signed after."""
+    index = Index.load(corpus)
+    batches = iter(make(index))
+    next(batches)
+    index.store._signed._urls = {path: (signed, f"{url}x") for path, (signed, url) in index.store._signed._urls.items()}
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
+    s3fs.S3FileSystem.clear_instance_cache()
+    index.store._fs, before = None, time.monotonic()
+    with pytest.raises(UserError, match="s3://clips/corpus/.*access denied; check the credentials") as caught:
+        for _ in batches:
+            pass
+    assert time.monotonic() - before < 20
+    for told in (str(caught.value), caplog.text):
+        assert "Signature" not in told and "http://" not in told, "a signed URL is a secret"
+
+
+def test_a_store_that_takes_no_signed_urls_is_read_all_the_same(proxy, corpus, make_corpus, monkeypatch) -> None:
+    monkeypatch.setattr(storage.SignedReader, "_url", lambda self, path: f"{proxy.url}/clips/{path[-10:]}?Signature=x")
+    index = Index.load(corpus)
+    assert epoch(make(index)) == epoch(make(make_corpus(COUNTS)))
+    assert index.store._signed._failed >= storage._SIGNED_TRIES, "it went on trying"
 
 
 def test_a_missing_bucket_is_one_line_at_once(proxy) -> None:

@@ -11,8 +11,10 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -32,6 +34,10 @@ PIECE = 4 << 20
 
 _SCHEMES = ("file", "s3", "http", "https")
 _CONNECTIONS = 32
+_SIGNED_FOR = 3600  # seconds
+_SIGNED_KEPT = 10_000
+_SIGNED_TRIES = 8  # failures of everything in a row after which a store is taken to refuse signed URLs
+_NOT_SIGNED = OSError("not asked for by a signed URL")
 _PARTIAL = ".partial-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)
@@ -72,6 +78,7 @@ class Store:
         self.retries = 0
         """Requests repeated by this process so far."""
         self._fs: Any = None
+        self._signed = SignedReader(self) if scheme == "s3" else None
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -120,7 +127,8 @@ class Store:
             owners, starts, ends = zip(*(pieces[number] for number in todo))
             names = [self.path(ranges[i][0]) for i in owners]
             failures: list[Exception] = []
-            got = self.fs.cat_ranges(names, list(starts), list(ends), on_error="return")
+            read = self._signed.read if self._signed else partial(self.fs.cat_ranges, on_error="return")
+            got = read(names, list(starts), list(ends))
             for number, data in zip(todo, got):
                 i, start, end = pieces[number]
                 if isinstance(data, Exception):
@@ -275,6 +283,56 @@ class Store:
             raise
 
 
+class SignedReader:
+    """Ranges of S3 objects by signed URLs: a sixth of the processor time of a request that is signed by itself.
+
+    A URL is signed once an object with the credentials of s3fs, is good for an hour, and is never shown. What does not
+    come this way is asked for through s3fs, which refreshes credentials and says what is wrong.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._failed = store, 0
+        self._http: Any = None
+        self._urls: dict[str, tuple[float, str]] = {}
+
+    def read(self, paths: list[str], starts: list[int], ends: list[int]) -> list[bytes | Exception]:
+        """Returns ranges of objects, or why they did not come."""
+        got = self._by_url(paths, starts, ends)
+        lacking = [i for i, data in enumerate(got) if isinstance(data, Exception) or len(data) != ends[i] - starts[i]]
+        if lacking:
+            chosen = ([values[i] for i in lacking] for values in (paths, starts, ends))
+            for i, data in zip(lacking, self._store.fs.cat_ranges(*chosen, on_error="return")):
+                got[i] = data
+        return got
+
+    def _by_url(self, paths: list[str], starts: list[int], ends: list[int]) -> list[bytes | Exception]:
+        if self._failed >= _SIGNED_TRIES:
+            return [_NOT_SIGNED] * len(paths)
+        try:
+            urls = {path: self._url(path) for path in dict.fromkeys(paths)}
+        except Exception:  # no credentials, or none that can sign: s3fs has the words for it
+            self._failed = _SIGNED_TRIES
+            return [_NOT_SIGNED] * len(paths)
+        if self._http is None:
+            self._http = fsspec.filesystem("http", encoded=True, batch_size=_CONNECTIONS, **_options("http"))
+        got = self._http.cat_ranges([urls[path] for path in paths], starts, ends, on_error="return")
+        failed = sum(isinstance(data, Exception) for data in got)
+        if failed:
+            self._store.retries += failed
+            self._urls.clear()  # signed with credentials that expired, perhaps
+        self._failed = self._failed + 1 if failed == len(got) else 0
+        return got
+
+    def _url(self, path: str) -> str:
+        signed, url = self._urls.get(path, (0.0, ""))
+        if time.monotonic() - signed > _SIGNED_FOR / 2 or not url:
+            url = self._store.fs.sign(path, expiration=_SIGNED_FOR)
+            if len(self._urls) >= _SIGNED_KEPT:
+                self._urls.clear()
+            self._urls[path] = time.monotonic(), url
+        return url
+
+
 def open_store(url: str | os.PathLike[str]) -> Store:
     """Returns the folder that a URL names; nothing is contacted yet."""
     return Store(url)
@@ -282,7 +340,12 @@ def open_store(url: str | os.PathLike[str]) -> Store:
 
 def _options(scheme: str) -> dict[str, Any]:
     if scheme == "s3":
-        limits = {"connect_timeout": PATIENCE, "read_timeout": PATIENCE, "max_pool_connections": _CONNECTIONS}
+        limits = {
+            "signature_version": "s3v4",
+            "connect_timeout": PATIENCE,
+            "read_timeout": PATIENCE,
+            "max_pool_connections": _CONNECTIONS,
+        }
         return {"config_kwargs": {"retries": {"max_attempts": 1}, **limits}}
     if scheme in ("http", "https"):
         from aiohttp import ClientTimeout
