@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from safetensors.torch import load_file
 
 from crossgate.config import ReleaseConfig, TrackingConfig
@@ -102,6 +105,30 @@ def test_a_name_lives_through_champions(run: Callable[[int], Path], videos: Path
         rollback("nobody", uri)
 
 
+def test_going_back_is_refused_in_one_line(run: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "refusals"
+    uri = TrackingConfig(uri=release(run(1), ReleaseConfig(name=name), TrackingConfig()).tracking_uri)
+    with pytest.raises(UserError, match="the registry refused 'refusals' .*alias"):
+        rollback(name, uri, alias="no good name", to=1)
+
+    def lost(self: MlflowClient, *_: object) -> None:
+        raise MlflowException("connection reset")
+
+    def forbidden(self: MlflowClient, *_: object) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    for method, failure, words in (
+        ("get_model_version_by_alias", lost, "connection reset"),
+        ("get_model_version", lost, "connection reset"),
+        ("set_registered_model_alias", forbidden, "Permission denied"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(MlflowClient, method, failure)
+            with pytest.raises(UserError, match=rf"tracking.uri sqlite.*the registry refused 'refusals' \({words}"):
+                rollback(name, uri, to=1)
+    assert champion(uri.uri, name) == 1
+
+
 def test_the_card_says_on_what_it_was_measured(run: Callable[[int], Path], tmp_path: Path) -> None:
     from crossgate.registry.card import model_card
 
@@ -125,15 +152,11 @@ def test_the_card_says_on_what_it_was_measured(run: Callable[[int], Path], tmp_p
         assert part in text
 
 
-def champion(uri: str) -> int:
-    from mlflow import MlflowClient
-
-    return int(MlflowClient(uri, uri).get_model_version_by_alias(NAME, "champion").version)
+def champion(uri: str, name: str = NAME) -> int:
+    return int(MlflowClient(uri, uri).get_model_version_by_alias(name, "champion").version)
 
 
 def version(uri: str, number: int):
-    from mlflow import MlflowClient
-
     return MlflowClient(uri, uri).get_model_version(NAME, str(number))
 
 

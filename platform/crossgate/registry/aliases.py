@@ -21,6 +21,7 @@ CHALLENGER = "challenger"
 _BEFORE = "crossgate.{}_before"
 _SINCE = "crossgate.{}_since"
 _DECISION = "crossgate.decision"
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class Decision:
         return "\n".join(["the gate passes it" if self.passed else "the gate refuses it", *self.reasons])
 
 
+@contextmanager
+def explained(server: Server, name: str) -> Iterator[None]:
+    """Turns what the registry says against a name, or its silence, into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # HTTP, database and object storage each have their own family
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"the registry refused '{name}' ({reason})", where=f"tracking.uri {server.label}") from None
+
+
 def holder(server: Server, name: str, alias: str) -> ModelVersion | None:
     """Returns the version that has the alias, None where there is no such alias or model."""
     from mlflow.exceptions import MlflowException
@@ -49,7 +62,7 @@ def holder(server: Server, name: str, alias: str) -> ModelVersion | None:
     try:
         return server.client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in _NOT_THERE:
             return None
         raise
 
@@ -107,20 +120,29 @@ def rollback(
         The version that had the alias, 0 if none, and the one that has it now.
 
     Raises:
-        UserError: no such model, alias or version, or nobody before; the server is unreachable.
+        UserError: no such model, alias or version, or nobody before; the server is unreachable or refuses.
     """
+    server = connect(tracking, output)
+    with explained(server, name):
+        now = holder(server, name, alias)
+        if now is None and not to:
+            raise UserError(f"no version is '{alias}'", where=f"models:/{name}", cure="name the version with --to")
+        target = to or int((now.tags if now is not None else {}).get(_BEFORE.format(alias), 0))
+        if not target:
+            raise UserError(f"no version was '{alias}' before", where=f"models:/{name}", cure="name one with --to")
+        if not _has_version(server, name, target):
+            raise UserError(f"no version {target}", where=f"models:/{name}", cure="see its versions in MLflow")
+        server.client.set_registered_model_alias(name, alias, str(target))
+    return int(now.version) if now is not None else 0, target
+
+
+def _has_version(server: Server, name: str, number: int) -> bool:
     from mlflow.exceptions import MlflowException
 
-    server = connect(tracking, output)
-    now = holder(server, name, alias)
-    if now is None and not to:
-        raise UserError(f"no version is '{alias}'", where=f"models:/{name}", cure="name the version with --to")
-    target = to or int((now.tags if now is not None else {}).get(_BEFORE.format(alias), 0))
-    if not target:
-        raise UserError(f"no version was '{alias}' before", where=f"models:/{name}", cure="name one with --to")
     try:
-        server.client.get_model_version(name, str(target))
-    except MlflowException:
-        raise UserError(f"no version {target}", where=f"models:/{name}", cure="see its versions in MLflow") from None
-    server.client.set_registered_model_alias(name, alias, str(target))
-    return int(now.version) if now is not None else 0, target
+        server.client.get_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code not in _NOT_THERE:  # a server that is lost or forbids has not said that
+            raise
+        return False
+    return True

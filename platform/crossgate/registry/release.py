@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from crossgate.config import ReleaseConfig, TrackingConfig
 from crossgate.errors import UserError
 from crossgate.model.store import ModelCard, model_directory, read_card
-from crossgate.registry.aliases import CHALLENGER, Decision, challenge, hand_on, holder, model_of
+from crossgate.registry.aliases import CHALLENGER, Decision, challenge, explained, hand_on, holder, model_of
 from crossgate.registry.card import model_card
 from crossgate.registry.package import package_model
 from crossgate.tracking import Server, connect, deliver, known_run
@@ -73,7 +73,7 @@ def release(
     if known_run(run_dir):
         deliver(run_dir, tracking)
     run_id = _run_on(server, run_dir)
-    with _explained(server, name):
+    with explained(server, name):
         decision = _decide(server, name, config, card, judge)
         version = _released_before(server, name, card)
         fresh = version is None
@@ -97,7 +97,7 @@ def decide(run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig,
     card, _, _ = _finished_run(Path(run_dir))
     name = config.name or f"crossgate-{card.task}"
     server = connect(tracking, Path(run_dir).absolute().parent)
-    with _explained(server, name):
+    with explained(server, name):
         decision = _decide(server, name, config, card, judge)
     return decision or Decision(True, (f"nobody competes for '{config.alias}'",))
 
@@ -114,17 +114,6 @@ def _decide(server: Server, name: str, config: ReleaseConfig, card: ModelCard, j
         return Decision(True, (f"version {number}, the {config.alias}, has these very weights",), number)
     with model_of(server, present) as folder:
         return replace(judge(folder), champion=number)
-
-
-@contextmanager
-def _explained(server: Server, name: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # HTTP, database and object storage each have their own family
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"the registry refused '{name}' ({reason})", where=f"tracking.uri {server.label}") from None
 
 
 def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = "runs", **settings: Any) -> PyFuncModel:
