@@ -163,6 +163,12 @@ def evaluate(config: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command(rich_help_panel=RUNS)
+def study(config: RecipeFile, overrides: Overrides = None) -> None:
+    """Compare every gate with uniform averaging on the same frozen encoders: seeds, intervals, controls, noise."""
+    _run("study", config, overrides)
+
+
+@app.command(rich_help_panel=RUNS)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     corpus: Annotated[Path | None, typer.Option(help="A manifest of real videos instead of generated ones.")] = None,

@@ -26,7 +26,7 @@ _OPERATIONAL_KEYS = {
 }
 # Kinds whose results are all of their index: under another one they are another run. Training resumes over a copy of
 # its shards elsewhere, and its loader compares the index's own digest.
-_NAMED_BY_INDEX = ("evaluate", "search")
+_NAMED_BY_INDEX = ("evaluate", "search", "study")
 # Files that travel with a Ray job lie below this folder, in one named by the package's hash.
 _TRAVELLED = "working_dir_files"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")

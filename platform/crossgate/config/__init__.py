@@ -8,6 +8,7 @@ from crossgate.config.data import AugmentConfig, CacheConfig, ClipConfig, Corpus
 from crossgate.config.model import EncoderConfig, FusionConfig, ModelConfig
 from crossgate.config.results import EvaluationConfig, ReleaseConfig
 from crossgate.config.search import Choice, Range, SearchConfig
+from crossgate.config.study import StudyConfig
 from crossgate.config.tasks import FinetuneConfig, PretrainConfig
 from crossgate.config.training import ClusterConfig, EngineConfig, OptimConfig, TrackingConfig, TrainingConfig
 from crossgate.config.tree import Kind, Recipe, RunConfig
@@ -38,6 +39,7 @@ __all__ = [
     "ReleaseConfig",
     "RunConfig",
     "SearchConfig",
+    "StudyConfig",
     "TrackingConfig",
     "TrainingConfig",
 ]

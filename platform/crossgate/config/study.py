@@ -10,15 +10,14 @@ from crossgate.config.base import Config, Fraction, Positive
 
 
 class StudyConfig(Config):
-    """What a run of kind `study` compares. Task, encoders and folder of features are those of `finetune`, learning rate
-    and decay those of `optim`, a gate's own settings those of `model.fusion`."""
+    """Gates on the same frozen encoders (runs of kind `study`), besides `finetune`, `optim` and `model.fusion`."""
 
     gates: tuple[str, ...] = ()
     """Fusions to compare (empty: every one that fits the modalities); see `crossgate explain fusion`."""
     seeds: Positive = 5
     """Seeds of folds, heads and gates, from `run.seed` on."""
     folds: Annotated[int, Field(ge=2, le=20)] = 4
-    """Parts of the training groups; a gate learns from the scores that each part gets by heads trained on the others."""
+    """Parts of the training groups; a gate learns from the scores that each part gets from heads of the others."""
     steps: Positive = 240
     """Optimiser steps of the heads, and again of each gate."""
     batch: Positive = 128

@@ -11,10 +11,11 @@ from crossgate.config.data import DataConfig
 from crossgate.config.model import ModelConfig
 from crossgate.config.results import EvaluationConfig, ReleaseConfig
 from crossgate.config.search import SearchConfig
+from crossgate.config.study import StudyConfig
 from crossgate.config.tasks import FinetuneConfig, PretrainConfig
 from crossgate.config.training import ClusterConfig, EngineConfig, OptimConfig, TrackingConfig, TrainingConfig
 
-Kind = Literal["pretrain", "finetune", "evaluate", "search"]
+Kind = Literal["pretrain", "finetune", "evaluate", "search", "study"]
 
 
 class RunConfig(Config):
@@ -57,6 +58,8 @@ class Recipe(Config):
     """Measurements."""
     search: SearchConfig = SearchConfig()
     """Ray Tune."""
+    study: StudyConfig = StudyConfig()
+    """Gates on the same frozen encoders."""
     release: ReleaseConfig = ReleaseConfig()
     """Registry."""
 

@@ -1,0 +1,60 @@
+"""A small study from shards to tables: one command, features kept, the test clips scored by what validation chose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_road import tiny_tree, write_recipe
+
+from crossgate.cluster.ray_train import launch
+from crossgate.errors import UserError
+from crossgate.evaluation import read_results
+from crossgate.model.contrastive import ContrastiveModel
+from crossgate.model.network import MultimodalNetwork
+from crossgate.model.store import ModelCard, save_model
+from crossgate.runs.context import run_directory
+from crossgate.runs.study import few
+
+GATES = ["mean", "softmax_probabilities"]
+
+
+def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path) -> None:
+    kept_at = str(tmp_path / "kept")
+    tree = tiny_tree(
+        road, tmp_path, "study",
+        finetune={"task": "action", "init": str(tmp_path / "start"), "freeze": True, "features": kept_at},
+        study={"gates": GATES, "seeds": 2, "folds": 2, "steps": 6, "eval_every": 3, "noise": [1.0], "labels": [0.5]},
+    )  # fmt: skip
+    recipe = write_recipe(tmp_path / "study.yaml", tree)
+    network = MultimodalNetwork(recipe.model, recipe.data.clip)
+    card = ModelCard(kind="contrastive", model=recipe.model, clip=recipe.data.clip)
+    save_model(tmp_path / "start", ContrastiveModel(network), card)
+    metrics = launch(recipe)
+
+    folder = run_directory(recipe)
+    assert (folder / "report.html").exists() and (folder / "figures" / "noise.png").exists()
+    text = (folder / "study.md").read_text()
+    for name in (*GATES, "uniform mean", "rgb alone", "oracle", "shuffled gate", "frozen random gate", "mask only",
+                 "truth of degradation", "| rgb + flow + audio + depth |", "| depth | holes | 1.00 |"):  # fmt: skip
+        assert name in text, name
+    stored, _ = read_results(folder / "results.json")
+    assert stored["test/study/uniform_mean/accuracy"] == metrics["test/study/uniform_mean/accuracy"]
+    kept = list((tmp_path / "kept").glob("*.safetensors"))
+    assert len(kept) == 6, "three parts, of these encoders and of random ones"
+
+
+def test_a_study_on_several_ranks_is_refused(road: Path, tmp_path: Path) -> None:
+    tree = tiny_tree(road, tmp_path, "study", cluster={"workers": 2, "launcher": "local"})
+    with pytest.raises(UserError, match="one process"):
+        launch(write_recipe(tmp_path / "study.yaml", tree))
+
+
+def test_few_labels_cover_every_class_and_are_a_draw_a_seed() -> None:
+    labels = torch.arange(100) % 5
+    rows = few(labels, 0.01, 5, seed=0)
+    assert sorted(labels[rows].tolist()) == [0, 1, 2, 3, 4]
+    assert torch.bincount(labels[few(labels, 0.2, 5, seed=0)]).tolist() == [4] * 5
+    assert not torch.equal(rows, few(labels, 0.01, 5, seed=1))
+    assert len(few(labels, 1.0, 5, seed=0)) == 100
