@@ -231,12 +231,17 @@ def release(
 @app.command(rich_help_panel=MODELS)
 def predict(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a run directory or a model directory.")],
-    videos: Annotated[list[str], typer.Argument(help="Paths or URLs.")],
+    videos: Annotated[list[str], typer.Argument(help="Paths or URLs; with --out a folder or s3:// prefix.")],
     depth: Annotated[list[str] | None, typer.Option(help="Depth file of each video, in the same order.")] = None,
     depth_unit: Annotated[
         str, typer.Option(help="What one step of a depth file means: mm, cm, m or relative_8bit.")
     ] = "mm",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a clip.")] = False,
+    out: Annotated[
+        str, typer.Option(help="Score all videos below into Parquet in this folder or s3:// URL; goes on after a kill.")
+    ] = "",
+    unit: Annotated[int, typer.Option(help="With --out: videos in a part of the table.", min=1)] = 64,
+    ray: Annotated[bool, typer.Option("--ray", help="With --out: spread over the running Ray cluster.")] = False,
     tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
 ) -> None:
     """Label videos: scores, gate weights and the modalities that were used, one row a clip; exit 1 if one failed.
@@ -245,6 +250,14 @@ def predict(
     """
     from crossgate.clips.depth import MILLIMETRES
     from crossgate.cluster.paths import read
+
+    if out:
+        if len(videos) != 1 or depth or as_json:
+            raise UserError("takes one folder or prefix, and no --depth or --json", where="--out")
+        _score(model, videos[0], out, unit, ray, tracking_uri)
+        return
+    if ray:
+        raise UserError("spreads a table over a cluster", where="--ray", cure="add --out FOLDER")
     from crossgate.runs.predict import format_rows, json_rows, predict_videos
 
     if depth_unit not in MILLIMETRES:
@@ -258,6 +271,16 @@ def predict(
         typer.echo(format_rows(frame))
     if frame["error"].astype(bool).any():
         raise typer.Exit(1)
+
+
+def _score(model: str, source: str, out: str, unit: int, ray: bool, tracking_uri: str) -> None:
+    from crossgate.cluster import score as over_ray
+    from crossgate.progress import progress_bar
+
+    scored = over_ray.score if ray else over_ray.score_here
+    with progress_bar("videos") as step:
+        done = scored(model, source, out, unit=unit, tracking_uri=tracking_uri, progress=step)
+    typer.echo(f"{done.rows} rows of {done.videos} videos in {out}, {done.errors} of them with an error")
 
 
 # ---- Kubernetes ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from crossgate.config import Recipe, TrackingConfig
 from crossgate.errors import UserError
 from crossgate.recipe import flat_recipe, parse_recipe, redacted
-from crossgate.tracking import MlflowTracker, NullTracker, deliver, known_run, open_tracker, pinned
+from crossgate.tracking import MlflowTracker, NullTracker, conclude, deliver, known_run, open_tracker, pinned
 from crossgate.tracking.server import tracking_uri
 
 
@@ -301,3 +301,33 @@ with open_tracker(parse_recipe({{'kind': 'pretrain'}}), {str(tmp_path / "run")!r
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_clips_are_inputs_of_their_run_and_noted_once(store: Path, client: MlflowClient) -> None:
+    for start in range(2):  # a resumed run notes them again
+        with open_tracker(recipe_for(store), store / "clips", 0) as tracker:
+            profile = {"index_digest": "f" * 64, "splits": {"train": {"clips": 7}}}
+            tracker.log_dataset("shards:train", "a" * 64, "s3://ann:s3cret@bucket/shards", "train", profile)
+            if start:
+                tracker.log_dataset("shards:val", "b" * 64, "s3://bucket/shards", "val", {})
+    inputs = {one.tags[0].value: one.dataset for one in client.get_run(tracker.run_id).inputs.dataset_inputs}
+    assert set(inputs) == {"train", "val"}
+    assert json.loads(inputs["train"].profile) == profile
+    assert (inputs["train"].name, inputs["train"].digest) == ("shards:train", "a" * 36)
+    assert "s3cret" not in inputs["train"].source and "bucket/shards" in inputs["train"].source
+
+
+def test_the_run_of_a_killed_process_is_ended_by_others_once(store: Path, client: MlflowClient) -> None:
+    recipe = recipe_for(store)
+    killed = open_tracker(recipe, store / "stopped", 0)
+    killed.log_metrics({"loss": 1.0}, 1)
+    assert client.get_run(killed.run_id).info.status == "RUNNING"
+    conclude(store / "stopped", recipe.tracking, "KILLED")
+    assert client.get_run(killed.run_id).info.status == "KILLED"
+    assert history(client, killed.run_id, "loss") == [(1, 1.0)]
+    with open_tracker(recipe, store / "stopped", 0):
+        pass
+    conclude(store / "stopped", recipe.tracking, "KILLED")
+    assert client.get_run(killed.run_id).info.status == "FINISHED"
+    conclude(store / "never-tracked", recipe.tracking, "KILLED")
+    assert not (store / "never-tracked").exists()

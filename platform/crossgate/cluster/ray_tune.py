@@ -34,7 +34,7 @@ from crossgate.cluster.trials import (
 from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import dump_recipe, parse_recipe
-from crossgate.runs.context import run_directory
+from crossgate.runs.context import note_clips, open_index, run_directory
 from crossgate.tracking import conclude, open_tracker, pinned
 from crossgate.training.metrics import read_metrics
 
@@ -63,6 +63,10 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
     with open_tracker(recipe, run_dir) as tracker:
+        if recipe.data.index:
+            index = open_index(recipe)
+            note_clips(tracker, index, recipe, "train")
+            note_clips(tracker, index, recipe, "val")
         with ExitStack() as stack:
             stage = _Stage(recipe, trial, tracker.run_id or "", stack)
             stage.explore(source)
@@ -186,6 +190,7 @@ class _Stage:
                 scheduler=scheduler,
                 # Without this bound the drivers of nested runs would take the room that their workers wait for.
                 max_concurrent_trials=side_by_side,
+                reuse_actors=not self._nested,  # to import everything anew takes longer than many a trial
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
             ),

@@ -152,6 +152,16 @@ def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = 
             sys.path[:] = paths
 
 
+def pinned_version(uri: str, tracking: TrackingConfig, output: str | Path = "runs") -> str:
+    """Returns ``models:/NAME/VERSION`` of the version that an address means at this moment.
+
+    Raises:
+        UserError: no such model, or the server is unreachable.
+    """
+    version = _known(connect(tracking, output), uri)
+    return f"models:/{version.name}/{version.version}"
+
+
 @contextmanager
 def fetched(uri: str, tracking: TrackingConfig, output: str | Path = "runs") -> Iterator[Path]:
     """Gives the model directory of a registered model, for as long as the block lasts.
@@ -159,17 +169,21 @@ def fetched(uri: str, tracking: TrackingConfig, output: str | Path = "runs") -> 
     Raises:
         UserError: no such model, or the server is unreachable.
     """
+    server = connect(tracking, output)
+    with model_of(server, _known(server, uri)) as folder:
+        yield folder
+
+
+def _known(server: Server, uri: str) -> ModelVersion:
+    """Returns the version; one that is not there is a `UserError`."""
     from mlflow.exceptions import MlflowException
 
-    server = connect(tracking, output)
     try:
-        version = _resolved(server, uri)
+        return _resolved(server, uri)
     except MlflowException as error:
         reason = str(error).strip().splitlines()[0][:200]
         cure = "see its models and aliases in MLflow"
         raise UserError(f"not in the registry ({reason})", where=uri, cure=cure) from None
-    with model_of(server, version) as folder:
-        yield folder
 
 
 def _finished_run(run_dir: Path) -> tuple[ModelCard, dict[str, float], dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -194,6 +195,16 @@ def check_labels(index: Index, recipe: Recipe, *parts: Part) -> None:
             )
 
 
+def note_clips(tracker: Tracker, index: Index, recipe: Recipe, part: Part) -> None:
+    """Notes the clips of a part of the data as an input of the tracked run: where, which content, how many."""
+    names: tuple[str, ...] = getattr(recipe.data, part)
+    if names:
+        counts = {name: asdict(index.splits[name]) for name in names if name in index.splits}
+        profile = {"index_digest": index.digest, "splits": counts, "modalities": index.modalities}
+        digest = hashlib.sha256(f"{index.digest} {','.join(names)}".encode()).hexdigest()
+        tracker.log_dataset(f"{Path(recipe.data.index).name}:{','.join(names)}", digest, index.store.url, part, profile)
+
+
 @contextmanager
 def open_run(
     recipe: Recipe, parent: str = "", *, required: Collection[Part], used: Collection[Part] = PARTS
@@ -219,4 +230,6 @@ def open_run(
         only_start(directory, world),
         open_tracker(recipe, directory, world.rank, tags=tags, parent=parent) as tracker,
     ):
+        for part in used:
+            note_clips(tracker, index, recipe, part)
         yield RunContext(recipe, world, directory, index, tracker)

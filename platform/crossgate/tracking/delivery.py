@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ log = logging.getLogger("crossgate.tracking")
 _BATCH = {"metrics": 1000, "params": 100, "tags": 100}
 _BATCH_TOTAL = 1000
 _LONGEST_PAUSE = 30.0
+_LONGEST_DIGEST = 36
 # Codes by which a server says that this very item will never be accepted; all else may pass by itself.
 _HOPELESS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST"}
 
@@ -112,10 +114,10 @@ class Delivery:
                     self._send_batch(batch)
                     batch = {kind: [] for kind in _BATCH}
                 batch[kind].append(item)
-            if "status" in record:
+            if "status" in record or "dataset" in record:
                 self._send_batch(batch)
                 batch = {kind: [] for kind in _BATCH}
-                self._send_status(record)
+                self._send_status(record) if "status" in record else self._send_dataset(record["dataset"])
         self._send_batch(batch)
 
     def _send_batch(self, batch: dict[str, list[Any]]) -> None:
@@ -143,6 +145,23 @@ class Delivery:
             self._client.update_run(self._spool.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self._spool.run_id, record["status"], end_time=record["time"])
+
+    def _send_dataset(self, found: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        assert self._client is not None
+        source, profile = json.dumps({"uri": found["source"]}), json.dumps(found["profile"])
+        entity = Dataset(
+            found["name"][:500], found["digest"][:_LONGEST_DIGEST], "crossgate_index", source, None, profile
+        )
+        tags = [InputTag("mlflow.data.context", found["context"])]
+        try:
+            self._client.log_inputs(self._spool.run_id, [DatasetInput(entity, tags)])
+        except MlflowException as error:
+            if error.error_code not in _HOPELESS or not self._run_is_active():
+                raise
+            log.warning("MLflow refused the dataset %s and it is left out: %s", found["name"], _first_line(error))
 
     def _run_is_active(self) -> bool:
         assert self._client is not None

@@ -50,6 +50,18 @@ class Tracker(ABC):
         """Notes facts that may change."""
 
     @abstractmethod
+    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, object]) -> None:
+        """Notes clips that the run reads, as an input in MLflow's sense; the same ones twice are noted once.
+
+        Args:
+            name: what a person calls them.
+            digest: of their content.
+            source: where they are.
+            context: what for: train, val or test.
+            profile: counts and the like.
+        """
+
+    @abstractmethod
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keeps a file or folder with the run. One in the run directory is read when it is sent, others are copied."""
 
@@ -86,6 +98,8 @@ class NullTracker(Tracker):
 
     def set_tags(self, tags: Mapping[str, object]) -> None: ...
 
+    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, object]) -> None: ...
+
     def log_artifact(self, path: str | Path, folder: str = "") -> None: ...
 
     def log_text(self, text: str, name: str) -> None: ...
@@ -109,6 +123,7 @@ class MlflowTracker(Tracker):
         self.run_id = spool.run_id
         self._last_step: dict[str, int] = {}
         self._params: dict[str, str] = {}
+        self._datasets: list[dict[str, object]] = []
         for record in spool.records():
             self._remember(record)
         self._lost = self._finished = False
@@ -134,6 +149,17 @@ class MlflowTracker(Tracker):
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         self._note({"lane": "values", "tags": {key: str(value)[:_LONGEST_TAG] for key, value in tags.items()}})
+
+    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, object]) -> None:
+        found = {
+            "name": name,
+            "digest": digest,
+            "source": redacted(source),
+            "context": context,
+            "profile": dict(profile),
+        }
+        if found not in self._datasets:
+            self._note({"lane": "values", "dataset": found})
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         try:
@@ -187,6 +213,8 @@ class MlflowTracker(Tracker):
             self._last_step[key] = max(self._last_step.get(key, -1), record["step"])
         for key, value in record.get("params", {}).items():
             self._params.setdefault(key, value)
+        if "dataset" in record:
+            self._datasets.append(record["dataset"])
 
 
 def open_tracker(

@@ -1,0 +1,97 @@
+"""Scoring over a Ray cluster: a task a unit, the same parts as `runs.score` writes by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+from crossgate.cluster.paths import read, written
+from crossgate.cluster.session import ray_session, use_reserved
+from crossgate.config import ClusterConfig
+from crossgate.errors import UserError
+from crossgate.runs import score as here
+from crossgate.runs.score import Progress, Scored, ScorePlan, score_unit
+from crossgate.stream.storage import Store
+
+
+def score(
+    model: str,
+    source: str,
+    out: str,
+    *,
+    unit: int = here.UNIT,
+    tracking_uri: str = "",
+    progress: Progress | None = None,
+    cluster: ClusterConfig | None = None,
+) -> Scored:
+    """Scores all videos below a folder or prefix, a unit a worker; called again after a kill it continues.
+
+    All machines must see the videos, the model and the folder for the table under the same names.
+
+    Args:
+        model, source, out, unit, tracking_uri, progress: as `runs.score.score`.
+        cluster: `address`, and the CPUs and GPUs that Ray reserves for one worker (None: the running cluster, else a
+            private one).
+
+    Raises:
+        UserError: as `runs.score.score`, or when the cluster cannot be reached.
+    """
+    config = cluster or ClusterConfig()
+
+    def spread(store: Store, plan: ScorePlan, units: Sequence[int], step: Callable[[int], None]) -> None:
+        with ray_session(config, cpus=config.cpus_per_worker, gpus=config.gpus_per_worker) as ray:
+            _as_tasks(ray, config, store, plan, units, step)
+
+    paths = _paths(model, source, out)
+    return here.score(*paths, unit=unit, tracking_uri=tracking_uri, progress=progress, spread=spread)
+
+
+def score_here(
+    model: str, source: str, out: str, *, unit: int, tracking_uri: str = "", progress: Progress | None = None
+) -> Scored:
+    """Does the same in this process, without Ray."""
+    return here.score(*_paths(model, source, out), unit=unit, tracking_uri=tracking_uri, progress=progress)
+
+
+def _paths(model: str, source: str, out: str) -> tuple[str, str, str]:
+    """Returns what means the same at every start, wherever Ray starts it."""
+    return model if model.startswith("models:/") else read(model), read(source), written(out)
+
+
+def _as_tasks(
+    ray: Any,
+    config: ClusterConfig,
+    store: Store,
+    plan: ScorePlan,
+    units: Sequence[int],
+    step: Callable[[int], None],
+) -> None:
+    task = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)(_score_unit)
+    shared = ray.put(plan)  # its list of names may be long
+    left = iter(units)
+    running: set[Any] = set()
+    done = 0
+    try:
+        while True:
+            # More than there is room for, so that a cluster that can grow sees a reason to.
+            room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / config.cpus_per_worker)) - len(running)
+            running |= {task.remote(config, store, shared, number) for number in islice(left, room)}
+            if not running:
+                return
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            running.discard(ready)
+            done += ray.get(ready)
+            step(done)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from None
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+        raise UserError("a worker died", where=store.url, cure="start again: finished parts are kept") from None
+    finally:
+        if running:  # waited for, not cancelled: Ray (2.60) aborts where a task ends just as it is being cancelled
+            ray.wait(list(running), num_returns=len(running))
+
+
+def _score_unit(config: ClusterConfig, store: Store, plan: ScorePlan, number: int) -> int:
+    use_reserved(config.cpus_per_worker, config.gpus_per_worker)
+    return score_unit(store, plan, number)
