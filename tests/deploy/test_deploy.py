@@ -55,7 +55,7 @@ def applied(manifests: Path, name: str = "mine") -> list[str]:
     [
         {},
         {"role_arn": "arn:aws:iam::123456789012:role/train", "spot": True, "nodes": 4},
-        {"endpoint": "https://s3.example.com", "runs_storage_class": "fast", "serving_image": "", "artifacts": ""},
+        {"endpoint": "http://minio.storage:9000", "runs_storage_class": "fast", "serving_image": "", "artifacts": ""},
     ],
     ids=["keys", "role and spot", "own storage"],
 )
@@ -89,6 +89,28 @@ def test_sizes_bucket_and_images_arrive(tmp_path: Path, manifests: Path) -> None
     server = next(thing for thing in found if named(thing) == "Deployment/mlflow")
     env = {entry["name"]: entry.get("value") for entry in server["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert env["MLFLOW_ARTIFACTS_DESTINATION"] == GOOD["artifacts"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ports", "namespaces"),
+    [
+        ("https://s3.example.com", [443], []),
+        ("https://s3.example.com:8443", [443, 8443], []),
+        ("http://10.0.0.7", [443, 80], []),
+        ("http://minio.storage:9000", [443, 9000], ["storage"]),
+        ("https://minio.storage.svc.cluster.local", [443], ["storage"]),
+    ],
+)
+def test_pods_may_reach_the_endpoint(
+    tmp_path: Path, manifests: Path, endpoint: str, ports: list[int], namespaces: list[str]
+) -> None:
+    build(load_settings(settings_file(tmp_path, endpoint=endpoint)), manifests).write()
+    found = objects(render(manifests / "overlays" / "mine"))
+    policy = next(thing for thing in found if named(thing) == "NetworkPolicy/object-storage")
+    rule = policy["spec"]["egress"][0]
+    assert [entry["port"] for entry in rule["ports"]] == ports
+    others = [entry["namespaceSelector"]["matchLabels"] for entry in rule["to"] if "namespaceSelector" in entry]
+    assert others == [{"kubernetes.io/metadata.name": name} for name in namespaces]
 
 
 def test_your_own_recipe_is_the_one_that_runs(tmp_path: Path, manifests: Path) -> None:
@@ -126,6 +148,9 @@ def test_the_diff_is_shown_and_nothing_is_written_unless_asked(tmp_path: Path, m
         ({"shards": "/data/shards"}, "names no bucket"),
         ({"shards": "s3://example-bucket/shards"}, "the example's bucket"),
         ({"artifacts": "s3://"}, "names no bucket"),
+        ({"artifacts": "s3://KEY:s3cret@bucket/mlflow"}, "key 'artifacts': .*credentials into the environment$"),
+        ({"endpoint": "minio.storage:9000"}, r"expected http\(s\)://HOST"),
+        ({"endpoint": "http://minio.storage:99999"}, r"expected http\(s\)://HOST"),
         ({"image": "crossgate"}, "another image tomorrow"),
         ({"image": "registry.example.com:5000/crossgate"}, "another image tomorrow"),
         ({"image": "crossgate:latest"}, "another image tomorrow"),

@@ -142,8 +142,21 @@ def _platform(settings: DeployConfig) -> Tree:
             {"name": "crossgate-settings", "behavior": "merge", "literals": [f"AWS_ENDPOINT_URL={settings.endpoint}"]}
         ]
         tree["generatorOptions"] = {"disableNameSuffixHash": True}
+        patches.append(_way_out(*settings.endpoint_at))
     tree["patches"] = patches + _role(settings, "trainer|mlflow")
     return tree
+
+
+def _way_out(host: str, port: int) -> Tree:
+    """Lets pods reach the endpoint through the component's policy, which opens HTTPS to addresses outside only."""
+    _, *domain = host.split(".")
+    operations: list[Tree] = [{"op": "test", "path": "/spec/egress/0/ports/0/port", "value": 443}]
+    if port != 443:
+        operations.append({"op": "add", "path": "/spec/egress/0/ports/-", "value": {"protocol": "TCP", "port": port}})
+    if len(domain) == 1 or domain[1:2] == ["svc"]:  # SERVICE.NAMESPACE: an address range need not hold a cluster's pods
+        names = {"matchLabels": {"kubernetes.io/metadata.name": domain[0]}}
+        operations.append({"op": "add", "path": "/spec/egress/0/to/-", "value": {"namespaceSelector": names}})
+    return _patch({"kind": "NetworkPolicy", "name": "object-storage"}, operations)
 
 
 def _jobs(settings: DeployConfig) -> Tree:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, ValidationError
 
-from crossgate.config.base import Config, Positive
+from crossgate.config.base import Config, CredentialsError, FolderUrl, Positive
 from crossgate.errors import UserError, nearest
 
 SHIPPED = ("local", "gpu", "prod")
@@ -24,16 +25,16 @@ class DeployConfig(Config):
 
     name: str
     """Name of the overlay, and of its folder in k8s/overlays."""
-    shards: str
+    shards: FolderUrl
     """URL of the shards, such as s3://my-bucket/shards."""
     image: str
     """Image of Ray's pods and the tracking server, with tag or, better, digest."""
     serving_image: str = ""
     """Image of the served models (empty: nothing is served)."""
-    artifacts: str = ""
+    artifacts: FolderUrl = ""
     """URL that MLflow keeps artifacts and models at (empty: its volume)."""
-    endpoint: str = ""
-    """Address of an S3 service other than AWS."""
+    endpoint: FolderUrl = ""
+    """Address of an S3 service other than AWS; pods may reach its port besides 443."""
     role_arn: str = ""
     """Cloud role that the pods act as (empty: keys, from the Secret `s3-credentials`)."""
     nodes: Positive = 1
@@ -57,6 +58,18 @@ class DeployConfig(Config):
     def ranks(self) -> int:
         """One a GPU."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def endpoint_at(self) -> tuple[str, int]:
+        """Host and port of the endpoint.
+
+        Raises:
+            ValueError: it names none.
+        """
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(self.endpoint)
+        return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def load_settings(path: str | Path) -> DeployConfig:
@@ -87,7 +100,9 @@ def _explained(error: ValidationError, path: Path) -> UserError:
         return UserError(f"unknown key '{key}'", where=path, cure=nearest(key, list(DeployConfig.model_fields)))
     if first["type"] == "missing":
         return UserError(f"key '{key}' is missing", where=path, cure="see k8s/deploy.example.yaml")
-    return UserError(f"key '{key}': {first['msg']}, found {first.get('input')!r}", where=path)
+    secret = isinstance(first.get("ctx", {}).get("error"), CredentialsError)
+    found = "" if secret else f", found {first.get('input')!r}"
+    return UserError(f"key '{key}': {first['msg'].removeprefix('Value error, ')}{found}", where=path)
 
 
 def _refuse_impossible(settings: DeployConfig, path: Path) -> None:
@@ -97,10 +112,23 @@ def _refuse_impossible(settings: DeployConfig, path: Path) -> None:
             where=path,
             expected=f"small letters, digits and hyphens, 40 at most, other than {', '.join(SHIPPED)}",
         )
+    _refuse_endpoint(settings, path)
     for key in ("shards", "artifacts"):
         _refuse_bucket(key, getattr(settings, key), path)
     for key in ("image", "serving_image"):
         _refuse_image(key, getattr(settings, key), path)
+
+
+def _refuse_endpoint(settings: DeployConfig, path: Path) -> None:
+    try:
+        if settings.endpoint:
+            _ = settings.endpoint_at
+    except ValueError:
+        raise UserError(
+            f"key 'endpoint': '{settings.endpoint}' will not do",
+            where=path,
+            expected="http(s)://HOST or http(s)://HOST:PORT",
+        ) from None
 
 
 def _refuse_bucket(key: str, url: str, path: Path) -> None:
