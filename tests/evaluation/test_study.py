@@ -85,6 +85,13 @@ def test_the_gate_is_chosen_on_validation_and_not_on_test() -> None:
         chosen([Answer(REFERENCE, "average", [])])
 
 
+def test_weights_that_differ_by_absence_alone_do_not_vary() -> None:
+    present = np.array([[True, True], [True, True], [True, False]])
+    constant = np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0]])
+    assert not gates.varies(constant, present)
+    assert gates.varies(constant + np.array([[0.1, -0.1], [0, 0], [0, 0]]), present)
+
+
 def test_guessing_heads_make_a_lucky_oracle() -> None:
     present = np.array([[True, True], [True, False]])
     assert lucky_oracle(present, 2) == pytest.approx((0.75 + 0.5) / 2)

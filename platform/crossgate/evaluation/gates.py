@@ -111,6 +111,13 @@ def entropy(shared: Array, present: Array) -> Array:
     return nats / np.log(np.maximum(present.sum(axis=1), 2))
 
 
+def varies(weights: Array, present: Array) -> bool:
+    """Whether a gate tells clips with the same modalities apart at all."""
+    patterns = np.unique(present, axis=0)
+    spans = [np.ptp(weights[(present == one).all(axis=1)], axis=0).max() for one in patterns]
+    return max(spans) > 1e-6
+
+
 # ---- baselines and controls: each returns class probabilities (N, K) -------------------------------------------
 
 

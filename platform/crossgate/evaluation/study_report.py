@@ -277,7 +277,7 @@ def _behaviour(found: Findings) -> Table:
     right = [f"right, {name}" for name in found.names]
     table = Table(["gate", *severity, *right, "entropy", "collapsed"])
     for answer in found.answers:
-        varies = any(np.ptp(one, axis=0).max() > 1e-6 for one in answer.weights)
+        varies = any(gates.varies(one, found.present) for one in answer.weights)
         report = _diagnosed(found, answer) if answer.kind == "gate" and varies else None
         if report is None:
             continue

@@ -215,12 +215,8 @@ class Study:
 
     def _weighted(self, answers: list[Answer]) -> str:
         """The gate of the lowest log loss on validation among those whose weights vary with the clip."""
-        candidates = [
-            one for one in answers if one.weights and any(np.ptp(w, axis=0).max() > 1e-6 for w in one.weights)
-        ]
-        mixing = [
-            one for one in candidates if one.name.endswith("_probabilities") and one.name != "static_probabilities"
-        ]
+        candidates = [one for one in answers if any(measures.varies(w, self.present) for w in one.weights)]
+        mixing = [one for one in candidates if one.name.endswith("_probabilities")]
         return chosen(mixing or candidates or answers).name
 
     def _controls(self, weighted: str) -> Iterator[Answer]:
