@@ -169,6 +169,21 @@ def study(config: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command(rich_help_panel=RUNS)
+def estimate(
+    config: RecipeFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="Ranks, a GPU each.", min=1)] = 1,
+    memory: Annotated[float, typer.Option(help="GiB of a GPU.", min=0)] = 80.0,
+) -> None:
+    """Estimate the memory of each rank under every ZeRO stage, and say what fits."""
+    from crossgate.recipe import load_recipe
+    from crossgate.runs.estimate import estimate as estimate_memory
+
+    recipe = load_recipe(config, overrides or ())
+    typer.echo(estimate_memory(recipe, gpus).table(recipe.engine.zero_stage, memory))
+
+
+@app.command(rich_help_panel=RUNS)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     corpus: Annotated[Path | None, typer.Option(help="A manifest of real videos instead of generated ones.")] = None,

@@ -1,0 +1,154 @@
+"""What a recipe needs of memory on each rank: states by formula, activations measured on one clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossgate.batch import ClipBatch
+from crossgate.config import Recipe
+from crossgate.errors import UserError
+from crossgate.runs.context import open_index
+from crossgate.tasks import Task, build_task
+from crossgate.training.engine import Step
+
+GIB = 1 << 30
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one rank's device under one ZeRO stage."""
+
+    stage: int
+    states: int
+    """Weights, gradients, fp32 masters and Adam's moments, between the steps."""
+    activations: int
+    """What a micro-batch keeps for its backward pass."""
+    step: int
+    """What the optimiser's step takes besides, when activations are gone."""
+
+    @property
+    def peak(self) -> int:
+        """The most at any time; buffers of collectives and the allocator's waste come on top, some 10 %."""
+        return self.states + max(self.activations, self.step)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Needs of a recipe under every stage."""
+
+    trained: int
+    """Parameters that train."""
+    frozen: int
+    per_clip: int
+    """Bytes of activations."""
+    micro_batch: int
+    ranks: int
+    needs: tuple[Need, ...]
+
+    def table(self, stage: int, memory: float) -> str:
+        """Returns the estimate for people; marks the recipe's own stage, and what fits into so many GiB."""
+        lines = [
+            f"{self.trained / 1e6:.1f} M parameters train, {self.frozen / 1e6:.1f} M are frozen; {self.ranks} ranks of "
+            f"{self.micro_batch} clips a micro-batch, {self.per_clip / (1 << 20):.1f} MiB of activations a clip",
+            "",
+            "ZeRO    states  activations  step     peak   ",
+        ]
+        for need in self.needs:
+            parts = (need.states, need.activations, need.step, need.peak)
+            states, activations, step, peak = (f"{part / GIB:.2f} GiB" for part in parts)
+            fits = "fits" if 1.1 * need.peak < memory * GIB else "too large"
+            mark = "  <- the recipe's" if need.stage == stage else ""
+            lines.append(f"{need.stage:<4}{states:>10}{activations:>13}{step:>10}{peak:>11}  {fits}{mark}")
+        return "\n".join([*lines, "", f"fits: with a tenth to spare in {memory:g} GiB"])
+
+
+def estimate(recipe: Recipe, ranks: int) -> Estimate:
+    """Returns what each of so many ranks needs.
+
+    Raises:
+        UserError: for a global batch that does not divide over the ranks, or a model that cannot be built.
+    """
+    share = ranks * recipe.engine.accumulation
+    if recipe.data.global_batch % share:
+        raise UserError(
+            f"{recipe.data.global_batch} clips do not divide over {ranks} ranks x {recipe.engine.accumulation} "
+            "micro-batches",
+            where="--gpus",
+        )
+    micro_batch = recipe.data.global_batch // share
+    index = open_index(recipe) if recipe.data.index and recipe.kind != "pretrain" else None
+    task = build_task(recipe, index.vocabularies if index else {recipe.finetune.task: [str(i) for i in range(10)]})
+    if recipe.engine.activation_checkpointing:
+        task.checkpoint_activations()
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in task.parameters() if not p.requires_grad)
+    per_clip = kept_bytes(task, recipe, 2) - kept_bytes(task, recipe, 1)
+    needs = []
+    for stage in STAGES:
+        if stage == 0 and recipe.engine.precision == "bf16":
+            continue
+        states, step = state_bytes(recipe, stage, trained, frozen, ranks)
+        needs.append(Need(stage, states, per_clip * micro_batch, step))
+    return Estimate(trained, frozen, per_clip, micro_batch, ranks, tuple(needs))
+
+
+def state_bytes(recipe: Recipe, stage: int, trained: int, frozen: int, ranks: int) -> tuple[int, int]:
+    """Returns bytes of states between steps, and of what a step takes besides, on one rank's device.
+
+    After Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, section 5), with what DeepSpeed does differently: under fp32
+    too, every stage from 1 on keeps a master besides the weights, and a step flattens its share of the gradient anew.
+    """
+    width = 2 if recipe.engine.precision == "bf16" else 4
+    share = trained // ranks
+    weights = gradients = width * trained
+    if stage == 0:
+        return weights + gradients + 8 * trained + width * frozen, 0
+    optimizer = 12 * share
+    if stage == 3:
+        weights, frozen = width * share, frozen // ranks
+    if stage >= 2:
+        gradients = width * share
+    if recipe.engine.offload != "none":
+        optimizer = 0
+    if recipe.engine.offload == "parameters":
+        weights = 0
+    at_once = 0 if recipe.engine.offload != "none" else 4 * share
+    return weights + gradients + optimizer + width * frozen, at_once
+
+
+def kept_bytes(task: Task, recipe: Recipe, clips: int) -> int:
+    """Returns the bytes that a forward pass over random clips keeps for its backward pass, parameters left out."""
+    own = {value.untyped_storage().data_ptr() for value in (*task.parameters(), *task.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)  # an address that is used again would count once
+        return tensor
+
+    alive: list[Tensor] = []
+    step = Step(task, torch.device("cpu"), recipe.engine.precision)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step(random_clips(recipe, clips))
+    return sum(kept.values())
+
+
+def random_clips(recipe: Recipe, count: int) -> ClipBatch:
+    """Returns clips of the recipe's shape that have every modality."""
+    clip = recipe.data.clip
+    return ClipBatch(
+        modalities=clip.modalities,
+        streams={name: torch.rand(count, *clip.shape(name)) for name in clip.modalities},
+        present=torch.ones(count, len(clip.modalities), dtype=torch.bool),
+        group=torch.arange(count),
+        labels={recipe.finetune.task: torch.zeros(count, dtype=torch.int64)},
+        degraded=torch.full((count, len(clip.modalities)), torch.nan),
+        clip=torch.arange(count),
+        keys=[str(number) for number in range(count)],
+    )

@@ -1,0 +1,81 @@
+"""The estimate against what DeepSpeed really holds, and against what really is kept for the backward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crossgate.errors import UserError
+from crossgate.recipe import parse_recipe
+from crossgate.runs.estimate import estimate, kept_bytes, state_bytes
+from crossgate.tasks import build_task
+from crossgate.training.engine import build_engine
+from crossgate.training.pieces import _flat_tensors, begin_moments
+from crossgate.training.world import current_world
+
+
+def recipe(**sections):
+    encoders = {name: {"backbone": "test_vit"} for name in ("rgb", "audio")}
+    tree = {
+        "kind": "pretrain",
+        "data": {
+            "global_batch": 8,
+            "clip": {"size": 32, "frames": 2, "mels": 32, "seconds": 0.5, "modalities": ["rgb", "audio"]},
+        },
+        "model": {"dim": 64, "embedding": 16, "encoders": encoders},
+    }
+    return parse_recipe(tree | sections)
+
+
+def held(engine) -> int:
+    """Bytes of weights, masters and moments that the engine holds, each memory once."""
+    tensors = [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
+    optimizer = engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
+    tensors += _flat_tensors(engine)
+    tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(memory.values())
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+)
+def test_states_are_what_deepspeed_holds(stage, precision):
+    config = recipe(engine={"zero_stage": stage, "precision": precision})
+    task = build_task(config, {})
+    engine = build_engine(task, config, current_world())
+    begin_moments(engine, 1)
+    trained = sum(p.numel() for p in task.parameters())
+    states, _ = state_bytes(config, stage, trained, 0, 1)
+    gradients = trained * (2 if precision == "bf16" else 4)
+    assert states - gradients == pytest.approx(held(engine), rel=0.05)
+    engine.destroy()
+
+
+def test_ranks_share_what_the_stage_shards():
+    config = recipe()
+    one, four = ([state_bytes(config, stage, 1000, 0, ranks)[0] for stage in range(4)] for ranks in (1, 4))
+    assert one == [16_000, 20_000, 20_000, 20_000]
+    assert four == [16_000, 11_000, 8_000, 5_000]
+    offloaded = recipe(engine={"zero_stage": 2, "offload": "optimizer"})
+    assert state_bytes(offloaded, 2, 1000, 0, 4)[0] == 5_000
+
+
+def test_activations_grow_by_the_clip_and_shrink_when_recomputed():
+    config = recipe()
+    task = build_task(config, {})
+    one, two, four = (kept_bytes(task, config, clips) for clips in (1, 2, 4))
+    assert four - two == pytest.approx(2 * (two - one), rel=0.02)
+    task.checkpoint_activations()
+    assert kept_bytes(task, config, 2) < 0.7 * two
+
+
+def test_the_table_says_what_fits():
+    said = estimate(recipe(engine={"zero_stage": 2}), 2)
+    assert said.micro_batch == 4
+    table = said.table(2, 80)
+    assert "M parameters train" in table
+    assert [line.startswith("2 ") and "fits" in line for line in table.splitlines() if "<-" in line] == [True]
+    assert "too large" in said.table(2, 1e-3)
+    with pytest.raises(UserError, match="do not divide over 3 ranks"):
+        estimate(recipe(), 3)
