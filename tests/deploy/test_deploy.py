@@ -178,6 +178,15 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("job", ["finetune", "search"])
+def test_every_trained_job_on_spot_nodes_must_save_by_step(tmp_path: Path, manifests: Path, job: str) -> None:
+    recipe = manifests / "jobs" / job / f"{job}.yaml"
+    recipe.write_text(recipe.read_text().replace(", save_every: 200", ""))
+    build(load_settings(settings_file(tmp_path)), manifests)
+    with pytest.raises(UserError, match=rf"{job}.yaml: spot nodes .* set training.save_every"):
+        build(load_settings(settings_file(tmp_path, spot=True)), manifests)
+
+
 def test_a_key_left_out_and_a_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "half.yaml"
     path.write_text("name: mine\n")

@@ -41,6 +41,8 @@ def recipe_text(job: str, settings: DeployConfig, manifests: Path, beside: Path)
         raise UserError(f"a recipe of kind '{recipe.kind}'", where=path, expected=f"kind '{job}'")
     if job == "pretrain":
         _refuse_misfit(recipe, settings, path)
+    if settings.spot and job != "evaluate":  # which trains nothing
+        _refuse_rare_checkpoints(recipe, path)
     return _dump(path, overrides, name)
 
 
@@ -69,7 +71,10 @@ def _refuse_misfit(recipe: Recipe, settings: DeployConfig, path: Path) -> None:
             where=path,
             cure=f"set cluster.cpus_per_worker to {settings.cpus_per_node // settings.gpus_per_node} or less",
         )
-    if settings.spot and not recipe.training.save_every:
+
+
+def _refuse_rare_checkpoints(recipe: Recipe, path: Path) -> None:
+    if not recipe.training.save_every:
         raise UserError(
             "spot nodes and a checkpoint at each epoch's end only",
             where=path,
