@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,21 @@ def test_file_keeps_the_house_rules(path: Path) -> None:
         assert "os.environ" not in text, "environment variables are read in environment.py"
         assert "os.getenv" not in text, "environment variables are read in environment.py"
     assert not any(name == "pickle" or name.startswith("pickle.") for name in used), "data is not code"
+
+
+def test_every_foreign_import_is_declared() -> None:
+    """A package that only comes with another one may be gone, or another version, with that one's next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["depth"]
+    declared = {re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0].lower() for line in lines}
+    providers = packages_distributions()
+    foreign: dict[str, Path] = {}
+    for path in FILES:
+        for name in {name.partition(".")[0] for name in imports_of(path)} - sys.stdlib_module_names - {"crossgate"}:
+            foreign.setdefault(name, path)
+    undeclared = {
+        name: str(path.relative_to(ROOT))
+        for name, path in foreign.items()
+        if declared.isdisjoint(distribution.lower() for distribution in providers.get(name, [name]))
+    }
+    assert undeclared == {}
