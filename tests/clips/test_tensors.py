@@ -135,7 +135,11 @@ def test_the_seed_alone_decides(raw):
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1, 2**64 - 1])
 def test_any_seed_will_do(seed):
-    draw_view(8, AugmentConfig(), seed)
+    view, next_one = draw_view(8, AugmentConfig(), seed), draw_view(8, AugmentConfig(), seed ^ 1)
+    for drawn in (view, next_one):
+        assert all(0 <= place <= 1 for place in (drawn.x, drawn.y, drawn.start, *drawn.moments))
+        assert np.sqrt(AugmentConfig().crop) <= drawn.side <= 1
+    assert (view.side, view.x, view.y, view.start) != (next_one.side, next_one.x, next_one.y, next_one.start)
 
 
 @pytest.mark.parametrize("off", [None, AugmentConfig(enabled=False)])
