@@ -100,7 +100,7 @@ class DemoRecipes:
         tree["model"]["fusion"] = {"name": gate}
         tree["finetune"] = {"task": task, "init": str(trial), "encoder_lr_scale": 1.0, "unimodal_weight": 0.5}
         tree["data"]["augment"] = {"crop": 0.85, "jitter": 0.1, "mask_audio": 0.0}
-        tree["optim"] = {"lr": 1e-3}
+        tree["optim"] = {"lr": 3e-4}  # faster ones first unlearn what the encoders bring along
         tree["training"] = {"epochs": 1 if self._quick else 2}
         tree["cluster"] = {
             "workers": self._workers,
