@@ -49,6 +49,11 @@ class FinetuneConfig(Config):
     `freeze`; empty: clips are encoded anew at each step)."""
     unimodal_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the mean of the unimodal heads' losses."""
+    blend: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Weights of the losses of the fused head and of each modality's own, in this order, instead of `unimodal_weight`
+    (Gradient-Blending: in proportion to what each gains on validation over the square of what it overfits)."""
+    modulation: Annotated[float, Field(ge=0)] = 0.0
+    """Slows the encoder of a modality that is ahead of the others (alpha of OGM; the paper: 0.1 to 0.8)."""
     label_smoothing: Fraction = 0.0
     """As in torch's cross_entropy."""
     balance: bool = False

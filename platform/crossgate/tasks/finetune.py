@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from crossgate.batch import ClipBatch
-from crossgate.config import Recipe
+from crossgate.config import FinetuneConfig, Recipe
+from crossgate.errors import UserError
 from crossgate.model.classifier import Classifier, ClassifierOutput
 from crossgate.model.network import MultimodalNetwork
 from crossgate.model.store import WarmStart, load_encoders, load_heads
+from crossgate.objectives.balance import modulation
 from crossgate.objectives.classification import cross_entropy
 from crossgate.tasks.task import Prediction, Report, Task, gate_measures, global_means
 
@@ -46,7 +48,8 @@ class FinetuneTask(Task):
         if config.freeze:
             network.freeze_encoders()
         self.task = config.task
-        self.unimodal_weight, self.label_smoothing = config.unimodal_weight, config.label_smoothing
+        self.label_smoothing, self.modulation = config.label_smoothing, config.modulation
+        self.blend = _blend(config, self.modalities)
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Report]:
@@ -60,10 +63,17 @@ class FinetuneTask(Task):
             class_weights=self.class_weights,
             label_smoothing=self.label_smoothing,
         )  # (1 + M,)
-        fused, unimodal = losses[0], losses[1:]
-        loss = fused + self.unimodal_weight * unimodal.mean()
+        loss = torch.stack([weight * one for weight, one in zip(self.blend, losses)]).sum()
         loss, gate = self.regularised(loss, output.weights, output.routing, output.visible)
-        return loss, self._report(loss, losses.detach(), output, labels) | gate
+        return loss, self._report(loss, losses.detach(), output, labels) | gate | self._slowed(output, labels)
+
+    def _slowed(self, output: ClassifierOutput, labels: Tensor) -> Report:
+        """Scales the gradient that each encoder will get, where the recipe asks for it."""
+        if not self.modulation or not output.features.requires_grad:
+            return {}
+        factors = modulation(output.unimodal_logits, labels, output.present, self.modulation)  # (M,)
+        output.features.register_hook(lambda slope: slope * factors.to(slope.dtype).view(1, -1, 1))
+        return {f"gradient/factor_{name}": factor for name, factor in zip(self.modalities, factors)}
 
     def _report(self, loss: Tensor, losses: Tensor, output: ClassifierOutput, labels: Tensor) -> Report:
         names = self.modalities
@@ -87,6 +97,19 @@ class FinetuneTask(Task):
             logits=output.logits,
             unimodal_logits=output.unimodal_logits,
         )
+
+
+def _blend(config: FinetuneConfig, modalities: Sequence[str]) -> tuple[float, ...]:
+    """Weights of the 1 + M losses: of the fused head, of each modality's own."""
+    if not config.blend:
+        return (1.0, *[config.unimodal_weight / len(modalities)] * len(modalities))
+    if len(config.blend) != 1 + len(modalities):
+        raise UserError(
+            f"{len(config.blend)} weights of losses",
+            where="finetune.blend",
+            expected=f"{1 + len(modalities)}: of the fused head, {', '.join(modalities)}",
+        )
+    return config.blend
 
 
 def _hits(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
