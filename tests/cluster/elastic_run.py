@@ -50,10 +50,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
         if step == LOSE_AT and world.ranks == 2 and not (folder / "lost").exists():
             (folder / "lose").touch()
             time.sleep(120)
-        if step >= GROW_AT and world.ranks == 1:
-            if step > GROW_AT:
-                time.sleep(1)
-            (folder / "grow").touch()
+        if world.ranks == 1 and (step >= GROW_AT or not (folder / "lost").exists()):
+            if (folder / "lost").exists():
+                (folder / "grow").touch()  # else both nodes are there, and Ray counted before the first start let go
+            if REQUESTS.saved():
+                time.sleep(1)  # it is about to grow
             wait_for(lambda: REQUESTS._save.is_set() or REQUESTS.saved())
 
     result = run_fit(recipe, on_step=on_step, validated=False)
@@ -100,7 +101,7 @@ def main() -> None:
         wait_for((folder / "grow").exists, 240)
         cluster.add_node(num_cpus=1)
         running.join(240)
-        print(json.dumps(results[0]))
+        (folder / "result.json").write_text(json.dumps(results[0]))
     finally:
         ray.shutdown()
         cluster.shutdown()
