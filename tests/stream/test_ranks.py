@@ -89,4 +89,9 @@ def test_ranks_agree_on_what_was_skipped_and_on_stopping(spoilt: Index, tmp_path
     for limit, steps, end in ((3, 6, "end"), (2, 3, too_many)):
         told = [(tmp_path / f"{rank}-{limit}").read_text() for rank in range(2)]
         assert told[0] == told[1], "one rank knows more, or took more steps, than the other"
+        measured = [(tmp_path / f"{rank}-{limit}-measured").read_text() for rank in range(2)]
+        if limit == 3:
+            assert measured == ["1 of 3", "2 of 3"]
+        else:
+            assert measured[0] == measured[1] and measured[0].startswith(too_many), "the limit is for all ranks"
         assert told[0].startswith(f"{steps}|['clip_00003', 'clip_00007', 'clip_00010']|[3, 7, 10]|{end}")

@@ -26,7 +26,8 @@ from crossgate.config import DataConfig
 from crossgate.errors import UserError, writing
 from crossgate.model.network import MultimodalNetwork
 from crossgate.runs.context import Part, RunContext
-from crossgate.stream.loader import sequential
+from crossgate.stream.collate import BadClip
+from crossgate.stream.loader import agreed_skips, sequential
 
 BATCH = 64
 STATE_VERSION = 1
@@ -139,8 +140,15 @@ def _identity(network: MultimodalNetwork, run: RunContext) -> str:
 
 def _encoded(network: MultimodalNetwork, run: RunContext, splits: tuple[str, ...]) -> list[ClipBatch]:
     """This rank's share of the splits, as features on the host."""
+    skipped: list[BadClip] = []
     batches = sequential(
-        run.index, splits, run.recipe.data, batch_size=BATCH, rank=run.world.rank, ranks=run.world.ranks
+        run.index,
+        splits,
+        run.recipe.data,
+        batch_size=BATCH,
+        rank=run.world.rank,
+        ranks=run.world.ranks,
+        skipped=skipped,
     )
     found = []
     for batch in batches:
@@ -149,6 +157,7 @@ def _encoded(network: MultimodalNetwork, run: RunContext, splits: tuple[str, ...
             features = network.raw_features(moved.streams, moved.present).float().cpu()  # (B, M, D)
         streams = {name: features[:, m].contiguous() for m, name in enumerate(network.modalities)}
         found.append(replace(batch, streams=streams))
+    agreed_skips(skipped, run.recipe.data, run.world.gather)
     return found
 
 

@@ -16,7 +16,7 @@ from crossgate.modality import MODALITIES
 from crossgate.runs.context import Part, RunContext
 from crossgate.stream.collate import BadClip
 from crossgate.stream.index import Index
-from crossgate.stream.loader import sequential
+from crossgate.stream.loader import agreed_skips, sequential
 from crossgate.tasks.task import Prediction, Task
 
 BATCH = 64
@@ -36,11 +36,12 @@ def predict_splits(task: Task, run: RunContext, part: Part, limit: int | None = 
     """
     skipped: list[BadClip] = []
     own = [collect([pair]) for pair in _pairs(task, run, part, limit, skipped)]  # clips are let go at once
-    parts = run.world.to_leader((concatenate(own) if own else None, len(skipped)))
+    bad = agreed_skips(skipped, run.recipe.data, run.world.gather)
+    parts = run.world.to_leader(concatenate(own) if own else None)
     if parts is None:
         return None
-    run.bad_clips[part] = sum(bad for _, bad in parts)
-    return concatenate([predictions for predictions, _ in parts if predictions is not None])
+    run.bad_clips[part] = bad
+    return concatenate([predictions for predictions in parts if predictions is not None])
 
 
 def known_of(run: RunContext, part: Part, limit: int | None = None) -> Predictions:

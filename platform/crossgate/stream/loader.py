@@ -169,7 +169,8 @@ def sequential(
         rank, ranks: the rank gets a contiguous slice; slices differ by at most one clip.
         limit: take so many clips only, at equal distances.
         decode: the codec (`clips.tensors.clip_tensors` if None).
-        skipped: gets the clips that cannot be decoded.
+        skipped: gets the clips that cannot be decoded. A single rank stops when there are too many; several ranks
+            find out together, by `agreed_skips` after the last batch.
 
     Raises:
         UserError: for splits that the index does not have.
@@ -177,7 +178,25 @@ def sequential(
     selection = index.select(splits)  # a modality that no clip of the split has is absent in all of them
     plan = EvaluationPlan(selection, batch_size=batch_size, rank=rank, ranks=ranks, limit=limit)
     units = _Units([index], plan, data, None, 0, decode)
-    return _batches(units, data, _Account(data.max_bad_clips, skipped))
+    return _batches(units, data, _Account(data.max_bad_clips, skipped, alone=ranks == 1))
+
+
+def agreed_skips(skipped: list[BadClip], data: DataConfig, gather: Callable[[Any], list[Any]]) -> int:
+    """Returns how many clips all ranks skipped together; every rank calls it after its last batch of `sequential`.
+
+    Args:
+        skipped: by this rank.
+        data: limit of bad clips.
+        gather: takes this rank's item and returns every rank's, in the order of ranks.
+
+    Raises:
+        UserError: on every rank alike, when more than `data.max_bad_clips` were skipped over all ranks.
+    """
+    account = _Account(data.max_bad_clips)
+    for part in gather(skipped):
+        account.settle(part, tell=False)
+    account.enforce()
+    return len(account.bad)
 
 
 class _Units(IterableDataset):
