@@ -15,6 +15,8 @@ from crossgate.cluster.ray_tune import search
 from crossgate.cluster.trials import SearchResult, TrialRecord, leaderboard, reports_of
 from crossgate.config import Recipe
 from crossgate.errors import UserError
+from crossgate.recipe import dump_recipe
+from crossgate.training.checkpoint import refuse_other_run
 
 RATES = [0.0001, 0.03]
 
@@ -112,6 +114,19 @@ def test_a_bad_space_is_refused_before_anything_starts(tmp_path, space, complain
     with pytest.raises(UserError, match=complaint):
         search(search_recipe(tmp_path, space=space), "tiny_run:run_trial")
     assert not (tmp_path / "study").exists()
+
+
+def test_a_search_leaves_another_runs_folder_alone_and_may_be_given_other_settings(tmp_path):
+    folder, recipe = tmp_path / "study", search_recipe(tmp_path)
+    folder.mkdir()
+    other = dump_recipe(recipe.model_copy(update={"kind": "finetune"}))
+    (folder / "recipe.yaml").write_text(other)
+    with pytest.raises(UserError, match=r"made with other settings.*another run\.name"):
+        search(recipe, "tiny_run:run_trial")
+    assert [path.name for path in folder.iterdir()] == ["recipe.yaml"]
+    assert (folder / "recipe.yaml").read_text() == other
+    (folder / "recipe.yaml").write_text(dump_recipe(search_recipe(tmp_path, concurrent=1)))
+    refuse_other_run(folder, recipe)
 
 
 def test_a_search_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):

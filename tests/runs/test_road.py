@@ -74,10 +74,23 @@ def test_mlflow_holds_the_run_once(pretrained: Path, finetuned: Path) -> None:
 def test_evaluation_of_a_run_repeats_its_numbers(road: Path, finetuned: Path, tmp_path: Path) -> None:
     sections = {"evaluation": {"model": str(finetuned), "bootstrap": 50}}
     recipe = write_recipe(tmp_path / "again.yaml", tiny_tree(road, tmp_path, "evaluate", **sections))
-    launch(recipe)
-    again, _ = read_results(run_directory(recipe) / "results.json")
-    first, _ = read_results(finetuned / "results.json")
-    assert again["test/average_precision"] == pytest.approx(first["test/average_precision"], abs=1e-6)
+    for _ in range(2):  # the second time in the first one's folder
+        launch(recipe)
+        again, _ = read_results(run_directory(recipe) / "results.json")
+        first, _ = read_results(finetuned / "results.json")
+        assert again["test/average_precision"] == pytest.approx(first["test/average_precision"], abs=1e-6)
+
+
+def test_an_evaluation_leaves_another_runs_folder_alone(road: Path, finetuned: Path, tmp_path: Path) -> None:
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in finetuned.iterdir() if path.is_file()}
+
+    before = content()
+    run = {"output": str(finetuned.parent), "name": finetuned.name}
+    tree = tiny_tree(road, tmp_path, "evaluate", evaluation={"model": str(finetuned)}, run=run)
+    with pytest.raises(UserError, match=r"made with other settings.*another run\.name"):
+        launch(write_recipe(tmp_path / "over.yaml", tree))
+    assert content() == before
 
 
 def test_evaluation_of_a_pretrained_model(road: Path, pretrained: Path, tmp_path: Path) -> None:

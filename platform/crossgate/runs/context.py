@@ -19,6 +19,7 @@ from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
 from crossgate.tracking import Tracker, open_tracker
 from crossgate.tracking.provenance import code_version
+from crossgate.training.checkpoint import refuse_other_run
 from crossgate.training.metrics import read_metrics
 from crossgate.training.world import World, current_world
 
@@ -217,13 +218,15 @@ def open_run(
         required, used: as in `check_splits`.
 
     Raises:
-        UserError: for an index that cannot be read or lacks a split; another start of the run goes on.
+        UserError: for an index that cannot be read or lacks a split; the folder is another run's, or another start of
+            the run goes on.
     """
     index = open_index(recipe)
     check_splits(index, recipe, required, used)
     world = current_world()
     directory = run_directory(recipe)
     with writing("the run's folder", directory):
+        refuse_other_run(directory, recipe)
         directory.mkdir(parents=True, exist_ok=True)
     tags = {"index_url": recipe.data.index, "index_digest": index.digest}
     with (

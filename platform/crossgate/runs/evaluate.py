@@ -5,11 +5,11 @@ from __future__ import annotations
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.model.store import ModelCard, load_model
-from crossgate.recipe import dump_recipe
 from crossgate.runs import finetune, pretrain
 from crossgate.runs.context import PARTS, Part, RunContext, open_run
 from crossgate.tasks import build_task
 from crossgate.tasks.task import Task
+from crossgate.training.checkpoint import store_recipe
 
 
 def run(recipe: Recipe) -> dict[str, float]:
@@ -30,7 +30,7 @@ def run(recipe: Recipe) -> dict[str, float]:
         task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
         task.model.load_state_dict(model.state_dict())
         if context.world.leads:
-            (context.directory / "recipe.yaml").write_text(dump_recipe(recipe))
+            store_recipe(context.directory, recipe)
         measure = finetune.measure if card.kind == "classifier" else pretrain.measure
         done = measure(task, context)
         if done is None:

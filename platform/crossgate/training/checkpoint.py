@@ -81,6 +81,31 @@ class Damaged(Exception):
 # ---- the run directory -----------------------------------------------------------------------------------------
 
 
+def refuse_other_run(run_dir: Path, recipe: Recipe) -> None:
+    """Checks that what a run directory holds, if anything, is this recipe's; a search may be given other settings.
+
+    Raises:
+        UserError: when it holds another kind of run, or one with other settings.
+    """
+    stored = run_dir / "recipe.yaml"
+    if not stored.exists():
+        return
+    found = load_recipe(stored)
+    grows = recipe.kind == found.kind == "search"
+    if not grows and recipe_digest(found) != recipe_digest(recipe):
+        raise _other_recipe(run_dir, recipe)
+
+
+def store_recipe(run_dir: Path, recipe: Recipe) -> None:
+    """Writes the recipe into its run directory, whole or not at all.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    with writing("the run's folder", run_dir):
+        _write_atomically(run_dir / "recipe.yaml", dump_recipe(recipe))
+
+
 def claim_run_dir(run_dir: Path, recipe: Recipe, world: World) -> None:
     """Makes the run directory this recipe's, or refuses when it belongs to another one. Every rank calls it.
 
@@ -89,20 +114,17 @@ def claim_run_dir(run_dir: Path, recipe: Recipe, world: World) -> None:
     Raises:
         UserError: when the directory holds a run with other settings, or for a DeepSpeed JSON that cannot be used.
     """
-    stored = run_dir / "recipe.yaml"
     if recipe.engine.deepspeed:
         user_settings(recipe.engine.deepspeed)  # complains before the directory is anybody's
-    mine = recipe_digest(recipe)
     world.barrier()  # no rank looks while another still writes
-    if stored.exists() and recipe_digest(load_recipe(stored)) != mine:
-        raise _other_recipe(run_dir, recipe)
+    refuse_other_run(run_dir, recipe)
     world.barrier()
     if world.leads:
         with writing("the run's folder", run_dir):
             (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
             for leftover in (run_dir / "checkpoints").glob(".*-step-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            _write_atomically(stored, dump_recipe(_with_own_settings(recipe, run_dir)))
+            store_recipe(run_dir, _with_own_settings(recipe, run_dir))
     world.barrier()
 
 
