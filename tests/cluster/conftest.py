@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 TINY = str(Path(__file__).resolve().parents[1] / "training")
-sys.path.insert(0, TINY)
+HERE = str(Path(__file__).resolve().parent)
+sys.path[:0] = [TINY, HERE]
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,7 @@ def ray_cluster():
     from crossgate.config import ClusterConfig
 
     before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (TINY, before)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (TINY, HERE, before)))
     try:
         with ray_session(ClusterConfig(address="local"), cpus=2.5) as ray:
             yield ray

@@ -1,0 +1,105 @@
+"""Batch scoring over Ray: `jobs/predict.py` killed half-way and started again leaves every video once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from crossgate.cluster.score import score, score_here
+from crossgate.config import ClipConfig, EncoderConfig, ModelConfig
+from crossgate.errors import UserError
+from crossgate.model.store import ModelCard, build_model, save_model
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "predict.py"
+VIDEOS = 12
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    card = ModelCard(
+        kind="classifier",
+        model=ModelConfig(dim=8, encoders={name: EncoderConfig(backbone="test_convnext") for name in ("rgb", "flow")}),
+        clip=ClipConfig(modalities=("rgb", "flow"), frames=2, size=32, seconds=1.0),
+        task="violence",
+        classes=("fight", "nofight"),
+        positive="fight",
+    )
+    folder = tmp_path_factory.mktemp("scored") / "model"
+    save_model(folder, build_model(card), card)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bucket")
+    for number in range(VIDEOS):
+        texture = np.random.default_rng(number).integers(0, 255, (48, 48, 3), np.uint8)
+        with av.open(str(folder / f"clip{number:02d}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=8)
+            stream.width = stream.height = 48
+            stream.pix_fmt = "yuv420p"
+            for shift in range(8):
+                frame = av.VideoFrame.from_ndarray(np.roll(texture, 2 * shift, 1), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return folder
+
+
+def table(out: Path) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(path) for path in sorted(out.glob("part-*.parquet"))], ignore_index=True)
+
+
+@pytest.mark.ray
+def test_the_cluster_writes_what_one_process_writes(model, videos, tmp_path, ray_cluster):
+    steps: list[tuple[int, int]] = []
+    spread = score(str(model), str(videos), str(tmp_path / "ray"), unit=3, progress=lambda *step: steps.append(step))
+    here = score_here(str(model), str(videos), str(tmp_path / "here"), unit=3)
+    assert spread == here and spread.videos == spread.rows == VIDEOS
+    assert steps[0] == (0, VIDEOS) and steps[-1] == (VIDEOS, VIDEOS)
+    assert table(tmp_path / "ray").equals(table(tmp_path / "here"))
+
+
+@pytest.mark.ray
+def test_a_user_error_of_a_worker_is_the_jobs(model, videos, tmp_path, ray_cluster):
+    plan = {"model": str(tmp_path / "gone"), "digest": "", "tracking_uri": "", "source": str(videos)}
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"units": [["clip00.mp4"], ["clip01.mp4"]]}))
+    with pytest.raises(UserError, match="gone"):  # an alias is not asked for again
+        score("models:/any@alias", str(videos), str(tmp_path))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_job_is_submitted_again_and_every_video_is_there_once(model, videos, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, JOB, model, videos, "--out", out, "--unit", "1"]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
+    while first.poll() is None and len(list(out.glob("part-*.json"))) < 3:
+        time.sleep(0.02)
+    assert first.poll() is None, (tmp_path / "log").read_text()[-2000:]
+    family = [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]
+    for one in family:
+        one.kill()
+    psutil.wait_procs(family, timeout=20)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.json")}
+    assert 3 <= len(kept) < VIDEOS and not (out / "scores.json").exists()
+
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{VIDEOS} rows of {VIDEOS} videos" in done.stdout
+    rows = table(out)
+    assert sorted(rows["source"]) == sorted(map(str, videos.glob("*.mp4")))
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept  # what was whole was not made again
