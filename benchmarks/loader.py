@@ -1,50 +1,65 @@
-"""Clips a second of one process against plain webdataset: the same shards, the same decoded output, in one run.
+"""Clips a second against webdataset, litdata, mosaicml-streaming and Megatron-Energon, in one run.
 
-    python benchmarks/loader.py [--clips 48] [--copies 10] [--rounds 5]
+    python -m venv /tmp/peers
+    echo "import site; site.addsitedir('$PWD/.venv/lib/python3.11/site-packages')" \
+        > /tmp/peers/lib/python3.11/site-packages/crossgate.pth
+    /tmp/peers/bin/pip install obstore tifffile filetype mfusepy rapidyaml xattr 'wcmatch<11' tzdata azure-identity \
+        azure-storage-blob azure-storage-file-datalake brotli catalogue google-cloud-storage oci 'paramiko<4' \
+        python-snappy xxhash zstd
+    /tmp/peers/bin/pip install --no-deps litdata mosaicml-streaming megatron-energon multi-storage-client \
+        transformers tokenizers safetensors huggingface_hub
+    PATH=$PWD/.venv/bin:$PATH /tmp/peers/bin/python benchmarks/loader.py [--clips 48] [--copies 10] [--rounds 5]
 
-Generated clips of four modalities are packed, copied under other keys into a few shards, and read from local disk: in
-shuffled order without augmentation, decoded by `clip_tensors` into batches of 16. The loaders take turns; the figures
-are the best round of each in processor time (this process, no workers), since the machine may be shared. webdataset
-shuffles shards and a buffer of 1,000 clips. `sequential` is the loader without its schedule: what exactness costs.
-The S3 rows need SeaweedFS (`weed`), whose own processor time is not counted.
+(mosaicml-streaming asks for an older numpy than crossgate, hence `--no-deps`.) A peer that is not installed is left
+out; without the second environment `python benchmarks/loader.py` compares with webdataset alone.
+
+Generated clips of four modalities are packed and copied under other keys into a few shards; litdata and
+mosaicml-streaming get them converted, the others read the tars. Each loader has a process of its own without workers,
+bound to the same core; they take turns, epoch by epoch, in shuffled order, with the same decoding (`clip_tensors`,
+without augmentation) into batches of 16, and a digest shows that their output is the same. A ratio to a peer is the
+median over rounds of crossgate's rate over the peer's in the same round, by processor time since the machine may be
+shared; what is told is the least of them, the ratio to the best peer. "no schedule" is crossgate's loader without it:
+what exactness costs. Cold means that a loader's folder on the local disk is empty. The S3 rows need SeaweedFS (`weed`),
+whose own processor time is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
+import hashlib
+import importlib.util
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
-import webdataset as wds
-from webdataset.gopen import gopen_schemes
 
-from crossgate.clips.synth import generate
-from crossgate.clips.tensors import clip_tensors
-from crossgate.config import AugmentConfig, CacheConfig, ClipConfig, DataConfig
-from crossgate.runs.pack import PackSettings, pack
-from crossgate.stream.index import Index, write_index
-from crossgate.stream.loader import ClipLoader, sequential
-from crossgate.stream.reader import read_clips
-from crossgate.stream.shards import ShardWriter
-from crossgate.stream.storage import open_store
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "peers"), str(HERE.parent / "tests" / "stream")]
+from loaders import BATCH, CLIP, CONVERTERS, FORMATS, LOADERS, MODULES, Batches, Place, emptied  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stream"))
-BATCH, SHARDS, BUFFER = 16, 4, 1000
-CLIP = ClipConfig()
-Batches = Callable[[], Iterator[Any]]
+from crossgate.clips.synth import generate  # noqa: E402
+from crossgate.runs.pack import PackSettings, pack  # noqa: E402
+from crossgate.stream.index import write_index  # noqa: E402
+from crossgate.stream.reader import read_clips  # noqa: E402
+from crossgate.stream.shards import ShardWriter  # noqa: E402
+from crossgate.stream.storage import open_store  # noqa: E402
+
+SHARDS = 4
+OWN = ("crossgate", "crossgate, no schedule")
 
 
 def make_shards(folder: Path, clips: int, copies: int) -> str:
@@ -66,106 +81,227 @@ def make_shards(folder: Path, clips: int, copies: int) -> str:
     return store.url
 
 
-def ours(url: str, state: dict[str, Any] | None = None, cache: str = "") -> Batches:
-    index = Index.load(url)
-    data = DataConfig(
-        clip=CLIP, augment=AugmentConfig(enabled=False), global_batch=BATCH, cache=CacheConfig(folder=cache)
-    )
-    loader = ClipLoader(index, ["train"], data, seed=0)
-    if state:
-        loader.load_state_dict(loader.state_dict() | state)
-    steps = loader.steps_per_epoch
-
-    def batches() -> Iterator[Any]:
-        for _, batch in zip(range(steps), loader):
-            yield batch
-
-    return batches
+def make_root(folder: Path, clips: int, copies: int) -> None:
+    """Makes shards and every format of an installed peer, each in a process of its own."""
+    make_shards(folder, clips, copies)
+    for name in CONVERTERS:
+        if installed(name):
+            quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run([sys.executable, __file__, "--convert", name, str(folder)], check=True, **quietly)  # type: ignore[call-overload]
 
 
-def without_schedule(url: str) -> Batches:
-    index = Index.load(url)
-    data = DataConfig(clip=CLIP, global_batch=BATCH)
-    return lambda: sequential(index, ["train"], data, batch_size=BATCH)
+def installed(name: str) -> bool:
+    module = MODULES.get(name, "crossgate")
+    return importlib.util.find_spec(module.split(".")[0]) is not None
 
 
-def peer(url: str) -> Batches:
-    """webdataset with the same decoding and the same kind of batch."""
-    urls = [f"{url}/train-{shard:06d}.tar" for shard in range(SHARDS)]
-
-    def decode(sample: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
-        members = {name: data for name, data in sample.items() if not name.startswith("__")}
-        return clip_tensors(members, CLIP, None, 0), sample["__key__"]
-
-    def collate(samples: list[tuple[dict[str, torch.Tensor], str]]) -> dict[str, torch.Tensor]:
-        batch = {}
-        for name in CLIP.modalities:
-            dtype = torch.uint8 if name == "rgb" else torch.float32
-            batch[name] = torch.zeros((len(samples), *CLIP.shape(name)), dtype=dtype)
-            for row, (tensors, _) in enumerate(samples):
-                if name in tensors:
-                    batch[name][row] = tensors[name]
-        return batch
-
-    dataset = wds.WebDataset(urls, shardshuffle=SHARDS, seed=0, empty_check=False).shuffle(BUFFER).map(decode)
-    return lambda: iter(dataset.batched(BATCH, collation_fn=collate, partial=False))
+# ---- a loader's process ------------------------------------------------------------------------------------------
 
 
-def measure(batches: Batches) -> dict[str, float]:
-    """Runs through an epoch; returns clips a second of processor and of wall time, and the first batch's seconds."""
-    wall, cpu, count = time.perf_counter(), time.process_time(), 0
-    first = 0.0
-    for _ in batches():
-        count += BATCH
+def serve(name: str, root: str, scratch: Path, clips: int) -> None:
+    """Answers each line of the input, a request as JSON, with a line of JSON."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a loader prints
+    place, loader = Place(root, scratch, clips), LOADERS[name]
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request.pop("cold", False):
+            emptied(scratch)
+        check = request.pop("check", False)
+        short = request.pop("first_only", False)
+        how = {key: Path(value) if key == "cache" else value for key, value in request.items()}
+        gc.collect()
+        try:
+            found = measured(partial(loader, place, **how), check, short)
+        except Exception as error:  # a peer's failure is a result too
+            found = {"error": f"{type(error).__name__}: {error}".split("\n")[0]}
+        print(json.dumps(found), file=answers, flush=True)
+
+
+def measured(make: Callable[[], Batches | None], check: bool, short: bool) -> dict[str, Any]:
+    """Runs through an epoch: clips a second of processor and of wall time, seconds to the first batch, digests."""
+    wall, cpu, count, first, digests = time.perf_counter(), time.process_time(), 0, 0.0, {}
+    batches = make()
+    if batches is None:
+        return {"error": "not offered"}
+    for batch in batches:
+        count += len(batch["keys"])
         first = first or time.perf_counter() - wall
-    return {
-        "cpu": count / (time.process_time() - cpu),
-        "wall": count / (time.perf_counter() - wall),
-        "first_s": first,
+        if check:
+            digests |= digests_of(batch)
+        if short:
+            break
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    del batches
+    return {"cpu": count / cpu, "wall": count / wall, "first_s": first, "clips": count, "digests": digests}
+
+
+def digests_of(batch: dict[str, Any]) -> dict[str, str]:
+    found = {}
+    for row, key in enumerate(batch["keys"]):
+        digest = hashlib.sha256(batch["present"][row].numpy().tobytes())
+        for name in CLIP.modalities:
+            digest.update(batch[name][row].contiguous().numpy().tobytes())
+        found[key.rsplit("/", 1)[-1]] = digest.hexdigest()[:16]
+    return found
+
+
+class Loader:
+    """A loader's process, bound to one core."""
+
+    def __init__(self, name: str, root: str, folder: Path, clips: int) -> None:
+        self.name, self.scratch = name, emptied(folder / "scratch" / name.replace(", ", "-").replace(" ", "-"))
+        command = [sys.executable, __file__, "--serve", name, root, str(self.scratch), str(clips)]
+        self._log = open(folder / "scratch" / f"{self.scratch.name}.log", "w")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment()
+        )
+        os.sched_setaffinity(self._process.pid, {max(os.sched_getaffinity(0))})
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Returns what the process measured."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {"error": "its process died"}
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+
+
+# ---- rounds ------------------------------------------------------------------------------------------------------
+
+
+def in_turns(root: str, folder: Path, clips: int, rounds: int) -> tuple[dict[str, list[dict]], list[str]]:
+    """Returns every loader's rounds, and a line for each that is left out."""
+    left_out = [f"{name}: not installed" for name in LOADERS if not installed(name)]
+    with ExitStack() as stack:
+        running = {}
+        for name in LOADERS:
+            if installed(name):
+                running[name] = Loader(name, root, folder, clips)
+                stack.callback(running[name].close)
+        expected = running["crossgate"].ask(check=True, cold=True)["digests"]
+        for name in list(running):
+            answer = running[name].ask(check=True, cold=True)
+            if answer.get("digests") != expected:
+                left_out.append(f"{name}: {answer.get('error', 'other clips or tensors than crossgate')}")
+                running.pop(name)
+        found: dict[str, list[dict]] = {name: [] for name in running}
+        for _ in range(rounds):
+            for name, loader in running.items():
+                found[name].append(loader.ask(cold=True))
+        for name, loader in running.items():
+            for part, start, resume in zip(found[name], *first_batches(loader, rounds)):
+                part["start_s"], part["resume_s"] = start, resume
+        if root.startswith("s3://"):
+            found |= from_caches(running, rounds)
+    return found, left_out
+
+
+def first_batches(loader: Loader, rounds: int) -> tuple[list[float], list[float]]:
+    """Returns the seconds to a first batch after a start and in mid-epoch, taken in turns, caches cold."""
+    pairs = [
+        [loader.ask(first_only=True, resume=resume, cold=True).get("first_s", float("nan")) for resume in (False, True)]
+        for _ in range(rounds)
+    ]
+    return [start for start, _ in pairs], [resume for _, resume in pairs]
+
+
+def from_caches(running: dict[str, Loader], rounds: int) -> dict[str, list[dict]]:
+    """The same once everything lies on the local disk, for those who keep it there."""
+    how = {
+        name: {"cache": str(loader.scratch / "cache")} if name == "crossgate" else {}
+        for name, loader in running.items()
     }
-
-
-def in_turns(loaders: dict[str, Batches], rounds: int) -> dict[str, dict[str, float]]:
-    """Returns the best rates, and the median time to a first batch, of loaders that take turns."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
+    kept = [name for name in running if name not in ("webdataset", "crossgate, no schedule")]
+    for name in kept:
+        for _ in range(2):  # crossgate's cache is filled beside the first epoch
+            running[name].ask(**how[name])
+    found: dict[str, list[dict]] = {f"{name}, cached": [] for name in kept}
     for _ in range(rounds):
-        for name, batches in loaders.items():
-            found[name].append(measure(batches))
-    return {
-        name: {
-            "cpu": max(part["cpu"] for part in parts),
-            "wall": max(part["wall"] for part in parts),
-            "first_s": statistics.median(part["first_s"] for part in parts),
-        }
-        for name, parts in found.items()
-    }
+        for name in kept:
+            found[f"{name}, cached"].append(running[name].ask(**how[name]))
+    return found
 
 
-def from_s3(url: str, folder: Path, rounds: int, stack: ExitStack) -> dict[str, dict[str, float]]:
-    """The same from a server on this machine; nothing where there is none."""
+def on_s3(local: Path, stack: ExitStack, folder: Path) -> str:
+    """Puts everything onto a server on this machine; returns its URL, or nothing where there is no server."""
     import s3_server
 
     if s3_server.binary() is None:
-        return {}
+        return ""
     (folder / "weed").mkdir()
     server = stack.enter_context(s3_server.seaweed(folder / "weed"))
     os.environ |= {
         "AWS_ENDPOINT_URL": server,
+        "AWS_ALLOW_HTTP": "true",  # litdata's client asks for it
+        "S3_ENDPOINT_URL": server,
         "AWS_ACCESS_KEY_ID": s3_server.KEY,
         "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    s3_server.client(server).create_bucket(Bucket="clips")
-    local, remote = open_store(url), open_store("s3://clips/shards")
-    for name in local.list():
-        remote.put(name, Path(local.path(name)))
-    gopen_schemes["s3"] = lambda url, mode, bufsize, **how: fsspec.filesystem("s3").open(
-        url, "rb", block_size=16 << 20, cache_type="readahead"
-    )
-    found = in_turns({"crossgate": ours(remote.url), "webdataset": peer(remote.url)}, rounds)
-    cached = ours(remote.url, cache=str(folder / "cache"))
-    measure(cached)
-    return found | in_turns({"crossgate, cached": cached}, rounds)
+    client = s3_server.client(server)
+    client.create_bucket(Bucket="clips")
+    for path in local.rglob("*"):
+        if path.is_file() and path.relative_to(local).parts[0] in ("shards", *FORMATS.values()):
+            client.upload_file(str(path), "clips", str(path.relative_to(local)))
+    return "s3://clips"
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+
+def middle(parts: list[dict], what: str) -> float:
+    return statistics.median(part.get(what, float("nan")) for part in parts)
+
+
+def against_best(found: dict[str, list[dict]], mine: str, what: str, peers: list[str]) -> float | None:
+    """Returns the least of my ratios to the peers, each the median over rounds of my rate over its rate there."""
+    if not peers:
+        return None
+    ratios = [
+        statistics.median(own[what] / part[what] for own, part in zip(found[mine], found[name]) if what in part)
+        for name in peers
+    ]
+    return round(min(ratios), 3)
+
+
+def summarised(local: dict[str, list[dict]], remote: dict[str, list[dict]]) -> dict[str, Any]:
+    def peers(found: dict[str, list[dict]], cached: bool) -> list[str]:
+        return [n for n in found if not n.startswith("crossgate") and n.endswith(", cached") == cached]
+
+    pairs = zip(local[OWN[1]], local[OWN[0]])
+    cost = statistics.median((plain["cpu"] / exact["cpu"] - 1) * 100 for plain, exact in pairs)
+    resume = statistics.median(part["resume_s"] / part["start_s"] for part in local[OWN[0]])
+    summary: dict[str, Any] = {
+        "local_vs_best": against_best(local, "crossgate", "cpu", peers(local, False)),
+        "s3_vs_best": against_best(remote, "crossgate", "cpu", peers(remote, False)) if remote else None,
+        "exactness_cost_pct": round(cost, 2),
+        "resume_vs_start": round(resume, 3),
+        "local_vs_best_wall": against_best(local, "crossgate", "wall", peers(local, False)),
+        "s3_vs_best_wall": against_best(remote, "crossgate", "wall", peers(remote, False)) if remote else None,
+        "s3_cached_vs_best": against_best(remote, "crossgate, cached", "cpu", peers(remote, True)) if remote else None,
+    }
+    rates = {name: round(middle(parts, "cpu"), 1) for name, parts in local.items()}
+    return summary | rates | {f"{name}, s3": round(middle(parts, "cpu"), 1) for name, parts in remote.items()}
+
+
+def table(local: dict[str, list[dict]], remote: dict[str, list[dict]]) -> Iterator[str]:
+    yield "| from | loader | clips/s of processor time | of wall time | first batch, s | resumed in mid-epoch, s |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: |"
+    for where, found in (("local disk", local), ("S3 on loopback", remote)):
+        for name, parts in found.items():
+            times = [middle(parts, what) for what in ("start_s", "resume_s")]
+            shown = ["" if value != value else f"{value:.2f}" for value in times]
+            rates = f"{middle(parts, 'cpu'):.1f} | {middle(parts, 'wall'):.1f}"
+            yield f"| {where} | {name} | {rates} | {shown[0]} | {shown[1]} |"
 
 
 def main() -> None:
@@ -173,56 +309,40 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loader.md")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "loader.md")
+    parser.add_argument("--convert", nargs=2, metavar=("PEER", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=4, metavar=("LOADER", "ROOT", "SCRATCH", "CLIPS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.convert:
+        name, folder = arguments.convert
+        CONVERTERS[name](f"{folder}/shards", Path(folder) / FORMATS[name])
+        return
+    if arguments.serve:
+        name, root, scratch, clips = arguments.serve
+        serve(name, root, Path(scratch), int(clips))
+        return
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        url = make_shards(folder, arguments.clips, arguments.copies)
-        loaders = {"crossgate": ours(url), "crossgate, no schedule": without_schedule(url), "webdataset": peer(url)}
-        local = in_turns(loaders, arguments.rounds)
-        middle = {"epoch": 0, "step": arguments.clips * arguments.copies // BATCH // 2}
-        start, resume = (
-            statistics.median(first_batch(ours, url, state) for _ in range(arguments.rounds))
-            for state in (None, middle)
-        )
-        remote = from_s3(url, folder, arguments.rounds, stack)
-    summary = {
-        "local_vs_best": round(local["crossgate"]["cpu"] / local["webdataset"]["cpu"], 3),
-        "s3_vs_best": round(remote["crossgate"]["cpu"] / remote["webdataset"]["cpu"], 3) if remote else None,
-        "exactness_cost_pct": round((local["crossgate, no schedule"]["cpu"] / local["crossgate"]["cpu"] - 1) * 100, 2),
-        "resume_vs_start": round(resume / start, 3),
-        "s3_cached_vs_best": round(remote["crossgate, cached"]["cpu"] / remote["webdataset"]["cpu"], 3)
-        if remote
-        else None,
-        "webdataset": round(local["webdataset"]["cpu"], 1),
-        "crossgate": round(local["crossgate"]["cpu"], 1),
-    }
-    total = arguments.clips * arguments.copies
-    machine = f"{platform.machine()}, Python {platform.python_version()}, webdataset {wds.__version__}"
+        make_root(folder, arguments.clips, arguments.copies)
+        total = arguments.clips * arguments.copies
+        local, left_out = in_turns(str(folder), folder, total, arguments.rounds)
+        url = on_s3(folder, stack, folder)
+        remote, also = in_turns(url, folder, total, arguments.rounds) if url else ({}, ["S3: no server here"])
     lines = [
-        f"{datetime.date.today()}, {machine}, {total} generated clips in {SHARDS} shards, best of {arguments.rounds}",
+        f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, {total} generated clips",
+        f"in {SHARDS} shards, batches of {BATCH}, medians of {arguments.rounds} rounds. Where other work ran on the",
+        "machine, compare processor time: wall time says little.",
         "",
-        "| from | loader | clips a second of processor time | of wall time | first batch, s |",
-        "| --- | --- | ---: | ---: | ---: |",
+        *table(local, remote),
+        "",
+        *(f"Left out from {where}: {line}." for where, out in (("local disk", left_out), ("S3", also)) for line in out),
     ]
-    for place, rows in (("local disk", local), ("S3 on loopback", remote)):
-        for name, row in rows.items():
-            lines.append(f"| {place} | {name} | {row['cpu']:.1f} | {row['wall']:.1f} | {row['first_s']:.3f} |")
-    lines += ["", f"First batch after opening the index: {start:.3f} s; in mid-epoch, resumed: {resume:.3f} s."]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    print(json.dumps(summary))
-
-
-def first_batch(make: Callable[..., Batches], url: str, state: dict[str, Any] | None) -> float:
-    before = time.perf_counter()
-    batches = make(url, state)()
-    next(batches)
-    taken = time.perf_counter() - before
-    batches.close()  # type: ignore[attr-defined]
-    return taken
+    print(json.dumps(summarised(local, remote)))
 
 
 if __name__ == "__main__":
