@@ -48,6 +48,17 @@ def test_contrastive_memory_measures_every_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_trainer_is_compared_with_a_bare_loop(tmp_path: Path) -> None:
+    small = ["--steps", "4", "--rounds", "1", "--width", "64", "--batch", "4", "--out", str(tmp_path / "trainer.md")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "trainer.py"), *small]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures.keys() == {"clips_ratio_1", "clips_ratio_2", "upload_bump_pct", "start_s"}
+    assert (tmp_path / "trainer.md").read_text().count("| fit |") == 2
+
+
+@pytest.mark.slow
 @pytest.mark.s3
 def test_loader_is_compared_with_webdataset(tmp_path: Path) -> None:
     small = ["--clips", "4", "--copies", "8", "--rounds", "1", "--out", str(tmp_path / "loader.md")]
