@@ -39,10 +39,12 @@ def table(clips: int) -> ClipBatch:
     )
 
 
-def loader(clips: int, batch: int, tail: str = "drop", rank: int = 0, ranks: int = 1, parts: int = 1) -> FeatureLoader:
+def loader(
+    clips: int, batch: int, tail: str = "drop", rank: int = 0, ranks: int = 1, parts: int = 1, of: str = "these"
+) -> FeatureLoader:
     data = DataConfig(global_batch=batch, tail=tail)  # type: ignore[arg-type]
     micro = batch // ranks // parts
-    return FeatureLoader(table(clips), data, seed=3, rank=rank, ranks=ranks, micro_batch=micro)
+    return FeatureLoader(table(clips), data, of, seed=3, rank=rank, ranks=ranks, micro_batch=micro)
 
 
 @given(clips=st.integers(8, 60), batch=st.sampled_from([4, 8]), tail=st.sampled_from(["drop", "wrap"]))
@@ -86,8 +88,10 @@ def test_global_batches_do_not_depend_on_ranks_or_restarts(ranks: int, parts: in
 def test_too_few_clips_and_states_of_others_are_refused() -> None:
     with pytest.raises(UserError, match="global batch of 8"):
         loader(7, 8)
-    with pytest.raises(UserError, match="other features"):
+    with pytest.raises(UserError, match=r"other features \(clips\)"):
         loader(9, 8).load_state_dict(loader(10, 8).state_dict())
+    with pytest.raises(UserError, match=r"other features \(features\)"):  # as many clips, of another index
+        loader(9, 8, of="those").load_state_dict(loader(9, 8).state_dict())
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,13 @@ from crossgate.stream.collate import BadClip
 from crossgate.stream.loader import agreed_skips, sequential
 
 BATCH = 64
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
-def keep_features(network: MultimodalNetwork, run: RunContext, parts: tuple[Part, ...]) -> None:
+def keep_features(network: MultimodalNetwork, run: RunContext, parts: tuple[Part, ...]) -> str:
     """Puts the features of these parts of the data into `run.kept`, from disk where they are known already.
+
+    Returns a digest of what all of them depend on: encoders, index and the clip's shape.
 
     Args:
         network: with frozen encoders, on the run's device.
@@ -44,7 +46,7 @@ def keep_features(network: MultimodalNetwork, run: RunContext, parts: tuple[Part
     Raises:
         UserError: for features on disk that cannot be read, or a disk that is full.
     """
-    folder, identity = Path(run.recipe.finetune.features), _identity(network, run)
+    folder, identity = Path(run.recipe.finetune.features), run.world.from_leader(_identity(network, run))
     if run.world.leads:
         folder.mkdir(parents=True, exist_ok=True)
     for part in parts:
@@ -58,6 +60,7 @@ def keep_features(network: MultimodalNetwork, run: RunContext, parts: tuple[Part
                 if run.world.leads:
                     _write(path, kept)
         run.kept[part] = kept
+    return identity
 
 
 class FeatureLoader:
@@ -65,6 +68,7 @@ class FeatureLoader:
 
     Args:
         table: N clips whose streams are features ``(N, D)``.
+        identity: what the features depend on, as `keep_features` returns it.
         data: global batch and tail.
         seed: of the order.
         rank, ranks: who reads.
@@ -75,8 +79,10 @@ class FeatureLoader:
     """
 
     def __init__(
-        self, table: ClipBatch, data: DataConfig, *, seed: int, rank: int, ranks: int, micro_batch: int
+        self, table: ClipBatch, data: DataConfig, identity: str, *, seed: int, rank: int, ranks: int, micro_batch: int
     ) -> None:
+        splits = ",".join(data.train)
+        self._identity = {"features": identity, "splits": splits, "clips": len(table), "seed": seed}
         self._table, self._batch, self._seed = table, data.global_batch, seed
         self._share, self._rank, self._micro = data.global_batch // ranks, rank, micro_batch
         whole, rest = divmod(len(table), data.global_batch)
@@ -106,16 +112,22 @@ class FeatureLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the next step that was not handed over."""
-        return {"version": STATE_VERSION, "epoch": self._epoch, "step": self._step, "clips": len(self._table)}
+        return {"version": STATE_VERSION, "epoch": self._epoch, "step": self._step, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where `state_dict` was taken.
 
         Raises:
-            UserError: for a state of another loader.
+            UserError: when the state belongs to features of other encoders or clips, or to another seed.
         """
-        if state.get("version") != STATE_VERSION or state.get("clips") != len(self._table):
-            raise UserError("the checkpoint belongs to other features", cure="start a new run")
+        wanted = {"version": STATE_VERSION, **self._identity}
+        other = [name for name, value in wanted.items() if state.get(name) != value]
+        if other:
+            raise UserError(
+                f"the checkpoint belongs to other features ({other[0]})",
+                where="data",
+                cure="resume with the encoders, settings and shards that the run began with, or start a new run",
+            )
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
     def settle(self, gather: Callable[[Any], list[Any]]) -> None:

@@ -129,12 +129,13 @@ def _loader(task: FinetuneTask, context: RunContext, measured: bool) -> Loader:
         return context.training_loader()
     parts: tuple[Part, ...] = ("train", "val", "test") if measured and recipe.data.test else ("train", "val")
     network = task.to(world.device).model.network
-    keep_features(network, context, parts)
+    identity = keep_features(network, context, parts)
     train = context.kept["train"]
     network.standardise(torch.stack([train.streams[name] for name in network.modalities], dim=1), train.present)
     return FeatureLoader(
         train,
         recipe.data,
+        identity,
         seed=recipe.run.seed,
         rank=world.rank,
         ranks=world.ranks,
