@@ -113,3 +113,9 @@ def test_strays_repeated_keys_and_groups_in_two_splits(index: Index) -> None:
         "val-000009.tar: group 'train-source-0' is in splits 'train' and 'val'",
         "val-000009.tar, clip clip_00001: this key is also in train-000000.tar",
     ]
+
+
+def test_a_disk_that_cannot_be_read_is_a_problem_of_that_shard(index: Index) -> None:
+    os.unlink(index.store.path("train-000001.tar"))
+    os.symlink("/proc/self/mem", index.store.path("train-000001.tar"))  # opens, and fails when read
+    assert found(index, fast=True) == ["train-000001.tar: cannot be read (Invalid argument)"]

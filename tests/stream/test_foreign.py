@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import webdataset
+from web import serving
 
 from crossgate import environment
 from crossgate.config import ClipConfig, DataConfig
@@ -88,7 +89,7 @@ def test_what_webdataset_itself_writes(tmp_path: Path) -> None:
 
 def test_awkward_but_legal_tars(tmp_path: Path) -> None:
     dotted = video("v1.0", 1) | video("v1.1", 2)  # WebDataset would make one clip of both
-    apart = {"a.mp4": b"\1", "b.mp4": b"\2", "a.json": b"{}", "notes.txt": b"x", "lonely.json": b"{}"}
+    apart = {"a.mp4": b"\1", "b.mp4": b"\2", "a.json": b"{}", "notes.txt": b"x", "lonely.json": b"{no"}
     write_tar(tmp_path, "0.tar", {f"dir/{name}": data for name, data in dotted.items()})
     write_tar(tmp_path, "1.tar", apart)
     write_tar(tmp_path, "2.tar", {})
@@ -118,6 +119,8 @@ def test_each_refusal_names_the_tar(tmp_path: Path) -> None:
     refused("splits 'test' and 'train'")
     write_tar(tmp_path, "0.tar", {"a.mp4": b"\1", "a.json": b"{no"})
     refused("a.json cannot be used")
+    write_tar(tmp_path, "0.tar", {"a.json": b"[]", "a.mp4": b"\1"})
+    refused("a.json cannot be used")
     with tarfile.open(path, "w") as tar:
         for _ in range(2):
             tar.addfile(tarfile.TarInfo("a.mp4"))
@@ -139,6 +142,25 @@ def test_an_index_of_a_read_only_store_lies_in_the_cache(tmp_path: Path, monkeyp
     monkeypatch.setattr(foreign, "_index_tar", None)
     assert Index.load(str(folder)).digest == index.digest, "the second time nothing is scanned"
     monkeypatch.undo()
+
+
+def test_of_remote_tars_only_headers_and_descriptions_are_fetched(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CROSSGATE_CACHE", str(tmp_path / "cache"))
+    members: dict[str, bytes] = {}
+    for i in range(8):
+        members |= {f"{i}.mp4": bytes(400_000), f"{i}.json": b'{"split": "val"}', f"{i}.txt": b"a caption"}
+    length = write_tar(tmp_path / "others", "0.tar", members).stat().st_size
+    with serving(tmp_path / "others") as web:
+        index = Index.load(web.url)
+        assert (index.splits["val"].clips, index.bytes.tolist()) == (8, [length])
+        assert web.given["0.tar"] < length / 8
+
+
+def test_a_disk_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    write_tar(tmp_path, "0.tar", video("a", 1))
+    (tmp_path / "1.tar").symlink_to("/proc/self/mem")  # opens, and fails when read
+    with pytest.raises(UserError, match=r"1.tar: cannot be read \(Input/output error\)"):
+        Index.load(str(tmp_path))
 
 
 def test_offsets_are_those_of_the_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ from stub_codec import number_tensors
 
 from crossgate.config import CacheConfig, ClipConfig, DataConfig
 from crossgate.errors import UserError
-from crossgate.stream import storage
+from crossgate.stream import foreign, storage
+from crossgate.stream.check import _check_shard, check
 from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
 from crossgate.stream.storage import Store, open_store
@@ -142,6 +145,29 @@ def test_a_store_that_takes_no_signed_urls_is_read_all_the_same(proxy, corpus, m
     index = Index.load(corpus)
     assert epoch(make(index)) == epoch(make(make_corpus(COUNTS)))
     assert index.store._signed._failed >= storage._SIGNED_TRIES, "it went on trying"
+
+
+def test_tars_of_others_are_indexed_and_checked_through_every_fault(proxy, monkeypatch) -> None:
+    store = open_store("s3://clips/others")
+    for number in range(4):
+        with io.BytesIO() as file:
+            with tarfile.open(fileobj=file, mode="w") as tar:
+                for member, data in {"json": b"{}", "mp4": bytes(100_000)}.items():
+                    info = tarfile.TarInfo(f"{number}.{member}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+            store.put(f"{number}.tar", file.getvalue())
+    proxy.every, proxy.requests = 5, 0
+    index = Index.load("s3://clips/others")
+    assert index.clips.tolist() == [1, 1, 1, 1]
+    assert check("s3://clips/others", fast=True, workers=1).ok
+    assert set(proxy.injected) == set(FAULTS)
+    monkeypatch.setattr(storage, "DEADLINE", 0.3)
+    proxy.every = 1
+    with pytest.raises(UserError, match=r"s3://clips/others/0.tar: storage failed .*check that it is reachable"):
+        foreign._index_tar(store, store, "0.tar")
+    broken = _check_shard(index, 0, True, None).problems
+    assert [(problem.shard, problem.what[:14]) for problem in broken] == [("0.tar", "storage failed")]
 
 
 def test_a_missing_bucket_is_one_line_at_once(proxy) -> None:

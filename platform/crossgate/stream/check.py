@@ -23,6 +23,9 @@ from crossgate.stream.foreign import scan_tar
 from crossgate.stream.index import Index
 from crossgate.stream.processes import worker_context
 from crossgate.stream.sidecar import ClipRecord, Sidecar, group_hash, layout_digest
+from crossgate.stream.storage import PIECE
+
+_AT_ONCE = 4 * PIECE
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ def _check_shard(index: Index, number: int, fast: bool, decode: Decode | None) -
                 report.problems += broken
     except UserError as error:
         report.problems.append(Problem(name, "", error.what))
+    except OSError as error:  # of a disk: a remote store's failures are explained by it
+        report.problems.append(Problem(name, "", f"cannot be read ({error.strerror or error})"))
     return report
 
 
@@ -147,7 +152,7 @@ def _local(index: Index, name: str) -> Iterator[BinaryIO]:
             yield file
             return
         with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
+            shutil.copyfileobj(file, copy, _AT_ONCE)
             copy.seek(0)
             yield copy
 

@@ -23,10 +23,13 @@ from crossgate.stream.sidecar import ClipRecord, ShardEntry, count_modalities, l
 from crossgate.stream.storage import Store, open_store
 
 _MEMBER = re.compile(rf"(?P<key>.+?)\.(?P<suffix>(?:{'|'.join(MODALITIES)})\.[a-z0-9]+|json|mp4)")
+_KEPT = ("split", "group", "url", "labels", "degraded")
 _IN_MP4 = ("rgb", "flow", "audio")
 _MAX_JSON = 1 << 20
 _THREADS = 8
 _BLOCK = 512
+_AT_ONCE = 32 << 10
+"""Bytes asked for at a time while a remote tar is scanned: a few headers and a JSON member, and little of a video."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +80,7 @@ def scan_tar(file: BinaryIO, where: str) -> list[tuple[ClipRecord, str]]:
         UserError: when the tar is no whole, plain tar.
     """
     members: dict[str, dict[str, tuple[int, int]]] = {}
+    texts: dict[str, dict[str, Any] | UserError] = {}
     end = 0
     file.seek(0)
     try:
@@ -89,20 +93,30 @@ def scan_tar(file: BinaryIO, where: str) -> list[tuple[ClipRecord, str]]:
                     if match["suffix"] in clip:
                         raise UserError(f"two members are named {info.name!r}", where=where)
                     clip[match["suffix"]] = (info.offset_data, info.size)
+                    if match["suffix"] == "json":  # now, while its bytes are at hand
+                        texts[match["key"]] = _json(file, match["key"], info, where)
                 tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
     except tarfile.TarError as error:
         raise UserError(f"no whole tar ({error})", where=where, cure="fetch or pack it again") from error
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
         raise UserError("the tar is cut off or damaged", where=where, expected="an end mark after the last member")
-    media = ((key, places) for key, places in members.items() if places.keys() - {"json"})
-    described = ((key, places, _json(file, key, places, where)) for key, places in media)
-    return [(_record(key, places, text), str(text.get("split", "train"))) for key, places, text in described]
+    found = []
+    for key, places in members.items():
+        if places.keys() - {"json"}:
+            text = texts.get(key, {})
+            if isinstance(text, UserError):  # one that describes nothing may be broken
+                raise text
+            found.append((_record(key, places, text), str(text.get("split", "train"))))
+    return found
 
 
 def _index_tar(store: Store, home: Store, name: str) -> ShardEntry:
-    with store.open(name) as file:
-        found = scan_tar(file, store.path(name))
+    try:
+        with store.open(name, _AT_ONCE) as file:
+            found = scan_tar(file, store.path(name))
+    except OSError as error:  # of a disk: a remote store's failures are explained by it
+        raise UserError(f"cannot be read ({error.strerror or error})", where=store.path(name)) from error
     splits = sorted({split for _, split in found})
     if len(splits) > 1:
         raise UserError(
@@ -145,22 +159,18 @@ def _mapping(text: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _json(file: BinaryIO, key: str, places: dict[str, tuple[int, int]], where: str) -> dict[str, Any]:
-    if "json" not in places:
-        return {}
-    offset, size = places["json"]
+def _json(file: BinaryIO, key: str, info: tarfile.TarInfo, where: str) -> dict[str, Any] | UserError:
+    """Returns what the index keeps of a JSON member, or why that cannot be told."""
     try:
-        if size > _MAX_JSON:
-            raise ValueError(f"{size} bytes")
-        file.seek(offset)
-        text = json.loads(file.read(size))
+        if info.size > _MAX_JSON:
+            raise ValueError(f"{info.size} bytes")
+        file.seek(info.offset_data)
+        text = json.loads(file.read(info.size))
         if not isinstance(text, dict):
             raise ValueError("no mapping")
     except ValueError as error:
-        raise UserError(
-            f"{key}.json cannot be used ({error})", where=where, cure="mend or remove the member"
-        ) from error
-    return text
+        return UserError(f"{key}.json cannot be used ({error})", where=where, cure="mend or remove the member")
+    return {name: text[name] for name in _KEPT if name in text}
 
 
 def _refuse_compressed(store: Store, names: list[str]) -> None:
