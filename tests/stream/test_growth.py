@@ -55,7 +55,7 @@ def test_nothing_grows_in_five_epochs(url: str) -> None:
     data = DataConfig(clip=ClipConfig(size=64), global_batch=8, loader_workers=WORKERS, prefetch=2)
     loader = ClipLoader(Index.load(url), ["train"], data, seed=0)
     batches, me, epochs = iter(loader), psutil.Process(), []
-    for _ in range(3 * loader.steps_per_epoch):  # until allocators and connection pools have what they will ever need
+    for _ in range(10 * loader.steps_per_epoch):  # small epochs: until allocators and pools have what they need
         next(batches)
     workers = [child for child in me.children(recursive=True) if child.num_threads() > 1]
     assert len(workers) >= WORKERS
