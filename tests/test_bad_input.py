@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -114,6 +115,18 @@ def test_modality_that_no_clip_has(rows: list[dict[str, str]], tmp_path: Path) -
     done = crossgate("pack", write_manifest(tmp_path, rows), tmp_path / "out", "--modalities", "rgb,depth")
     complaint(done, "depth")
     assert not shards_in(tmp_path / "out")
+
+
+def test_a_disk_that_takes_no_more_while_packing(rows: list[dict[str, str]], tmp_path: Path) -> None:
+    """A bound on the length of a file stands for the end of a disk: anybody may set one."""
+
+    def bounded() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = crossgate("pack", write_manifest(tmp_path, rows), tmp_path / "out", "--workers", 1, preexec_fn=bounded)
+    complaint(done, "File too large", "free some space")
+    assert not (tmp_path / "out" / "index.json").exists()
+    assert not list((tmp_path / "out").rglob("*.tar"))
 
 
 def test_full_disk_while_packing(rows: list[dict[str, str]], tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from difflib import get_close_matches
 
 _STREAM = re.compile("inline_container|iostream error")  # torch.save's words for a file that takes no more
 
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+NO_MORE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
+"""What a disk answers that takes no more."""
 
 
 class UserError(Exception):
@@ -59,7 +59,7 @@ def writing(what: str, where: object) -> Iterator[None]:
         reason = _refusal(error)
         if reason is None:
             raise
-        full = not isinstance(error, OSError) or error.errno in _FULL
+        full = not isinstance(error, OSError) or error.errno in NO_MORE
         cure = "free some space" if full else "check the path and who may write there"
         raise UserError(f"cannot write {what} ({reason})", where=where, cure=cure) from None
 

@@ -71,6 +71,20 @@ def test_a_folder_of_video2dataset_is_streamed_as_it_is(tmp_path: Path) -> None:
         assert batch.present[:, 1].tolist() == [clip % 2 == 1 for clip in batch.clip.tolist()], "sound is seen by ear"
 
 
+def test_tars_that_came_after_their_index_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "others"
+    write_tar(folder, "a.tar", video("a", 1))
+    index = Index.load(str(folder))
+    assert index.strays() == []
+    write_tar(folder, "b.tar", video("b", 2))
+    again = Index.load(str(folder))
+    assert again.digest == index.digest, "a run that goes on must find the clips that it began with"
+    assert again.strays() == ["b.tar"]
+    for name in ("index.json", "shards.parquet"):
+        (folder / name).unlink()
+    assert Index.load(str(folder)).names == ["a.tar", "b.tar"]
+
+
 def test_what_webdataset_itself_writes(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         for i in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ from crossgate.training.metrics import read_metrics
 from crossgate.training.world import World, current_world
 
 Part = Literal["train", "val", "test"]
+log = logging.getLogger("crossgate.runs")
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
@@ -206,6 +208,24 @@ def note_clips(tracker: Tracker, index: Index, recipe: Recipe, part: Part) -> No
         tracker.log_dataset(f"{Path(recipe.data.index).name}:{','.join(names)}", digest, index.store.url, part, profile)
 
 
+def _index_in_turn(recipe: Recipe, world: World) -> Index:
+    """Rank 0 first: tars that have no index yet get theirs from it, and the others find that."""
+    refused: UserError | None = None
+    index: Index | None = None
+    if world.leads:
+        try:
+            index = open_index(recipe)
+            if strays := index.strays():
+                found = f"{len(strays)} tars in {index.store.url} came after their index and are not used ({strays[0]})"
+                log.warning("%s: delete index.json and shards.parquet there to use them, in a new run", found)
+        except UserError as error:
+            refused = error
+    refused = world.from_leader(refused)
+    if refused is not None:
+        raise refused
+    return index or open_index(recipe)
+
+
 @contextmanager
 def open_run(
     recipe: Recipe, parent: str = "", *, required: Collection[Part], used: Collection[Part] = PARTS
@@ -221,9 +241,9 @@ def open_run(
         UserError: for an index that cannot be read or lacks a split; the folder is another run's, or another start of
             the run goes on.
     """
-    index = open_index(recipe)
-    check_splits(index, recipe, required, used)
     world = current_world()
+    index = _index_in_turn(recipe, world)
+    check_splits(index, recipe, required, used)
     directory = run_directory(recipe)
     with writing("the run's folder", directory):
         refuse_other_run(directory, recipe)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crossgate.errors import UserError
+from crossgate.stream.sidecar import ANEW
 from crossgate.stream.storage import PIECE, Store
 
 RESERVE = 1 << 30
@@ -42,7 +43,7 @@ class ShardChanged(UserError):
         super().__init__(
             f"the shard changed since it was indexed: {how}",
             where=where,
-            cure="run crossgate check, then pack or index again",
+            cure=f"run crossgate check; {ANEW}",
         )
 
 

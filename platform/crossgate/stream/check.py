@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossgate import environment
 from crossgate.config import ClipConfig
@@ -117,11 +118,29 @@ def _all_shards(index: Index, fast: bool, workers: int, decode: Decode | None) -
         yield from (_check_shard(index, number, fast, decode) for number in numbers)
         return
     with ProcessPoolExecutor(
-        workers, mp_context=worker_context(), initializer=environment.restore, initargs=(environment.snapshot(),)
+        workers,
+        mp_context=worker_context(),
+        initializer=_begin,
+        initargs=(environment.snapshot(), index, fast, decode),  # once a process: the index is large
     ) as pool:
-        jobs = [pool.submit(_check_shard, index, number, fast, decode) for number in numbers]
+        jobs = [pool.submit(_check_numbered, number) for number in numbers]
         for job in as_completed(jobs):
             yield job.result()
+
+
+_given: tuple[Index, bool, Decode | None] | None = None
+
+
+def _begin(variables: Any, index: Index, fast: bool, decode: Decode | None) -> None:
+    global _given
+    environment.restore(variables)
+    _given = index, fast, decode
+
+
+def _check_numbered(number: int) -> _ShardReport:
+    assert _given is not None
+    index, fast, decode = _given
+    return _check_shard(index, number, fast, decode)
 
 
 def _check_shard(index: Index, number: int, fast: bool, decode: Decode | None) -> _ShardReport:
@@ -221,23 +240,33 @@ def _members(file: BinaryIO, record: ClipRecord) -> dict[str, bytes]:
 
 
 def _across_shards(index: Index, parts: list[_ShardReport]) -> list[Problem]:
-    """A group in two splits; a key in two shards."""
+    """A group in two splits; a key in two shards. By sorting: a table of all keys would take ten times the memory."""
     problems = []
-    splits = index.table.column("split").to_pylist()
-    home: dict[int, int] = {}
-    keys: dict[int, int] = {}
-    for part in parts:
-        name = index.names[part.number]
-        for group in part.groups.tolist():
-            other = home.setdefault(group, part.number)
-            if splits[other] != splits[part.number]:
-                sidecar = index.sidecar(part.number)
-                label = sidecar.group_name(int(np.flatnonzero(sidecar.group == group)[0]))
-                what = f"group {label!r} is in splits {splits[other]!r} and {splits[part.number]!r}"
-                problems.append(Problem(name, "", what))
-        for row, key in enumerate(part.keys.tolist()):
-            other = keys.setdefault(key, part.number)
-            if other != part.number:
-                clip = index.sidecar(part.number).key(row)
-                problems.append(Problem(name, clip, f"this key is also in {index.names[other]}"))
+    splits = np.asarray(index.table.column("split").to_pylist())
+    for shard, row, other in _meetings([part.groups for part in parts], parts):
+        if splits[other] != splits[shard]:
+            sidecar = index.sidecar(shard)
+            label = sidecar.group_name(int(np.flatnonzero(sidecar.group == parts[shard].groups[row])[0]))
+            what = f"group {label!r} is in splits {splits[other].item()!r} and {splits[shard].item()!r}"
+            problems.append(Problem(index.names[shard], "", what))
+    for shard, row, other in _meetings([part.keys for part in parts], parts):
+        what = f"this key is also in {index.names[other]}"
+        problems.append(Problem(index.names[shard], index.sidecar(shard).key(row), what))
     return problems
+
+
+def _meetings(values: list[NDArray[np.int64]], parts: list[_ShardReport]) -> Iterator[tuple[int, int, int]]:
+    """Yields where a shard has a value that an earlier one has: the shard, the row in it, the first such shard."""
+    counts = [len(one) for one in values]
+    if not sum(counts):
+        return
+    every = np.concatenate(values)
+    shard = np.repeat(np.array([part.number for part in parts], np.int32), counts)
+    order = np.argsort(every, kind="stable")
+    ranked, owner = every[order], shard[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    first = np.repeat(owner[starts], np.diff(np.r_[starts, len(ranked)]))
+    begins = np.cumsum([0, *counts])
+    for at in np.flatnonzero(owner != first).tolist():
+        number = int(owner[at])
+        yield number, int(order[at] - begins[number]), int(first[at])

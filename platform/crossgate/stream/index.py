@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from crossgate.errors import UserError, nearest
 from crossgate.modality import MODALITIES
-from crossgate.stream.sidecar import ShardEntry, Sidecar, finished_shard, group_hash, sidecar_name
+from crossgate.stream.sidecar import ANEW, ShardEntry, Sidecar, finished_shard, group_hash, sidecar_name
 from crossgate.stream.storage import Store, open_store
 
 __all__ = ["Index", "Selection", "SplitInfo", "group_hash", "write_index"]
@@ -115,7 +115,7 @@ class Index:
             header = json.loads(home.read("index.json"))
             version = header["version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError("the index is damaged", where=where, cure="pack or index the folder again") from error
+            raise UserError("the index is damaged", where=where, cure=ANEW) from error
         if version != VERSION:
             raise UserError(f"index version {version}", where=where, expected=str(VERSION), cure="upgrade crossgate")
         try:
@@ -123,7 +123,7 @@ class Index:
         except pa.ArrowInvalid as error:
             raise UserError("the shard table is damaged", where=home.path("shards.parquet")) from error
         if shards_digest(table) != header["digest"]:
-            raise UserError("index and shard table do not belong together", where=where, cure="pack or index again")
+            raise UserError("index and shard table do not belong together", where=where, cure=ANEW)
         pa.default_memory_pool().release_unused()
         return cls(store, home, header, table)
 
@@ -190,6 +190,12 @@ class Index:
         for task, classes in self.vocabularies.items():
             if len(classes) < 2:
                 yield f"{task} has one class only ({classes[0]}): nothing to tell apart"
+
+    def strays(self) -> list[str]:
+        """Returns the tars beside an index of others' tars that came after it and are not used."""
+        if not self.settings.get("indexed") or self.home is not self.store:
+            return []
+        return sorted(set(self.store.list(".tar")) - set(self.names))
 
     def class_counts(self, splits: Iterable[str]) -> dict[str, list[int]]:
         """Returns task -> clips of each class in the splits; reads every sidecar of them, one at a time."""

@@ -16,7 +16,7 @@ from crossgate.errors import UserError
 from crossgate.modality import MODALITIES, ordered
 from crossgate.stream.cache import RemoteShard, ShardCache, ShardChanged
 from crossgate.stream.index import Index, Selection
-from crossgate.stream.sidecar import Sidecar
+from crossgate.stream.sidecar import ANEW, Sidecar
 from crossgate.stream.storage import FileStat
 
 MAX_CLIP_BYTES = 256 << 20
@@ -162,7 +162,7 @@ class ClipReader:
             raise UserError(
                 f"the sidecar names {len(sidecar)} clips, the index {self.index.clips[shard]}",
                 where=self.index.store.path(self.index.names[shard]),
-                cure="pack or index the folder again",
+                cure=ANEW,
             )
         self._sidecars[shard] = sidecar
         self._sidecar_bytes += sidecar.nbytes

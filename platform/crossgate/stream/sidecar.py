@@ -19,6 +19,8 @@ from crossgate.modality import MODALITIES
 from crossgate.stream.storage import Store
 
 _META = b"crossgate"
+ANEW = "pack it again, or delete index.json, shards.parquet and *.idx.parquet beside tars of others: they are made anew"
+"""The cure for an index that is not its shards'."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Sidecar:
             return cls(pq.ParquetFile(io.BytesIO(store.read(name))).read(use_threads=False))
         except (pa.ArrowInvalid, KeyError) as error:
             raise UserError(
-                f"the shard's sidecar is damaged ({error})", where=store.path(name), cure="pack or index it again"
+                f"the shard's sidecar is damaged ({error})", where=store.path(name), cure=ANEW
             ) from error
 
     @cached_property

@@ -23,7 +23,7 @@ import fsspec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from crossgate.config.base import NO_CREDENTIALS, has_credentials
-from crossgate.errors import UserError
+from crossgate.errors import NO_MORE, UserError
 
 DEADLINE = 60.0
 """Seconds after which a request that keeps failing is given up."""
@@ -40,7 +40,6 @@ _SIGNED_KEPT = 10_000
 _SIGNED_TRIES = 8  # failures of everything in a row after which a store is taken to refuse signed URLs
 _NOT_SIGNED = OSError("not asked for by a signed URL")
 _PARTIAL = ".partial-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)
 _REMOTE_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3")
 _PASSING_STATUS = (408, 409, 425, 429)  # of the 4xx, those that another try may mend
@@ -214,7 +213,7 @@ class Store:
             else:  # a remote object appears only when its upload is complete
                 self._retried(name, lambda: self.fs.put_file(beside, self.path(name)))
         except OSError as error:  # others come from the block and are not about this file
-            if error.errno in _FULL:
+            if error.errno in NO_MORE:
                 raise _explain(error, self.path(name)) from error
             raise
         finally:
@@ -403,7 +402,7 @@ def _transient(error: BaseException) -> bool:
     status, code = _status(error.__cause__ if isinstance(error, OSError) and error.__cause__ else error)
     if isinstance(error, FileNotFoundError):  # fsspec says so of any http answer that is not a file
         return status not in (0, 403, 404, 410) and _passing(status, code)
-    if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _FULL):
+    if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in NO_MORE):
         return False
     return (isinstance(error, OSError) or _remote(error)) and _passing(status, code)
 
@@ -420,7 +419,8 @@ def _explain(error: BaseException, where: str) -> UserError:
         return UserError("access denied", where=where, cure="check the credentials of your environment or profile")
     if isinstance(error, FileNotFoundError):
         return UserError("no such file or bucket", where=where, cure="check the URL")
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return UserError("no space left on the disk", where=where, cure="free some space and start again")
+    if isinstance(error, OSError) and error.errno in NO_MORE:
+        said = "no space left on the disk" if error.errno == errno.ENOSPC else f"cannot be written ({error.strerror})"
+        return UserError(said, where=where, cure="free some space and start again")
     what = f"storage failed ({type(error).__name__}: {error})"
     return UserError(what, where=where, cure="check that it is reachable")
