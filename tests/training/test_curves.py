@@ -28,7 +28,6 @@ ALONE = {
     "zero 0": {"zero_stage": 0},
     "zero 1": {"zero_stage": 1},
     "zero 2": {"zero_stage": 2},
-    "zero 3": {"zero_stage": 3},
     "accumulation 4": {"zero_stage": 1, "accumulation": 4},
     "optimizer offload": {"zero_stage": 2, "offload": "optimizer"},
     "parameter offload": {"zero_stage": 3, "offload": "parameters"},
@@ -37,9 +36,9 @@ ALONE = {
 TOGETHER = {
     2: {
         "two ranks, zero 1": {"zero_stage": 1},
-        "two ranks, zero 3, accumulation 4, checkpointing": {
+        "two ranks, zero 3, accumulation 2, checkpointing": {
             "zero_stage": 3,
-            "accumulation": 4,
+            "accumulation": 2,
             "activation_checkpointing": True,
         },
     },
