@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -65,8 +66,12 @@ def _type(field: FieldInfo) -> str:
 
 
 def _generic(annotation: Any) -> str:
-    """Returns a container's type in words: ``list of str``."""
+    """Returns a container's type in words: ``list of str``, ``mapping of str, list or mapping``."""
     inner = get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_generic(part) for part in inner if part is not type(None)))
     if get_origin(annotation) is Annotated:
         return _generic(inner[0])
     if not inner:

@@ -163,9 +163,7 @@ class Sidecar:
         try:
             return cls(pq.ParquetFile(io.BytesIO(store.read(name))).read(use_threads=False))
         except (pa.ArrowInvalid, KeyError) as error:
-            raise UserError(
-                f"the shard's sidecar is damaged ({error})", where=store.path(name), cure=ANEW
-            ) from error
+            raise UserError(f"the shard's sidecar is damaged ({error})", where=store.path(name), cure=ANEW) from error
 
     @cached_property
     def group(self) -> np.ndarray:
