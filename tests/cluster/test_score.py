@@ -14,12 +14,10 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-import torch
+from tiny_road import tiny_classifier
 
 from crossgate.cluster.score import score, score_here
-from crossgate.config import ClipConfig, EncoderConfig, ModelConfig
 from crossgate.errors import UserError
-from crossgate.model.store import ModelCard, build_model, save_model
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "predict.py"
 VIDEOS = 12
@@ -27,18 +25,7 @@ VIDEOS = 12
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    card = ModelCard(
-        kind="classifier",
-        model=ModelConfig(dim=8, encoders={name: EncoderConfig(backbone="test_convnext") for name in ("rgb", "flow")}),
-        clip=ClipConfig(modalities=("rgb", "flow"), frames=2, size=32, seconds=1.0),
-        task="violence",
-        classes=("fight", "nofight"),
-        positive="fight",
-    )
-    folder = tmp_path_factory.mktemp("scored") / "model"
-    save_model(folder, build_model(card), card)
-    return folder
+    return tiny_classifier(tmp_path_factory.mktemp("scored") / "model", seconds=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -8,33 +8,20 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
+from tiny_road import tiny_classifier
 from typer.testing import CliRunner
 
 from crossgate.cli import app
 from crossgate.clips.extract import RawClip
 from crossgate.clips.media import SAMPLE_RATE
-from crossgate.config import ClipConfig, EncoderConfig, ModelConfig
 from crossgate.errors import UserError
-from crossgate.model.store import ModelCard, build_model, save_model
 from crossgate.registry.predictor import Predictor
 from crossgate.runs.watch import Alarm, Watch, join
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    card = ModelCard(
-        kind="classifier",
-        model=ModelConfig(dim=8, encoders={name: EncoderConfig(backbone="test_convnext") for name in ("rgb", "flow")}),
-        clip=ClipConfig(modalities=("rgb", "flow"), frames=2, size=32, seconds=2.0),
-        task="violence",
-        classes=("fight", "nofight"),
-        positive="fight",
-    )
-    folder = tmp_path_factory.mktemp("watch") / "model"
-    save_model(folder, build_model(card), card)
-    return folder
+    return tiny_classifier(tmp_path_factory.mktemp("watch") / "model", seconds=2.0)
 
 
 @pytest.fixture(scope="module")

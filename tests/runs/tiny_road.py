@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from crossgate.config import Recipe
+from crossgate.config import ClipConfig, EncoderConfig, ModelConfig, Recipe
 from crossgate.modality import MODALITIES
+from crossgate.model.store import ModelCard, build_model, save_model
 from crossgate.recipe import load_recipe
 
 
@@ -32,3 +34,18 @@ def write_recipe(path: Path, tree: dict[str, Any]) -> Recipe:
     """Writes the tree to a file and loads it as a user's recipe."""
     path.write_text(yaml.safe_dump(tree))
     return load_recipe(path)
+
+
+def tiny_classifier(folder: Path, seconds: float) -> Path:
+    """Saves a violence model of rgb and flow that has learnt nothing, for clips of so many seconds."""
+    torch.manual_seed(0)
+    card = ModelCard(
+        kind="classifier",
+        model=ModelConfig(dim=8, encoders={name: EncoderConfig(backbone="test_convnext") for name in ("rgb", "flow")}),
+        clip=ClipConfig(modalities=("rgb", "flow"), frames=2, size=32, seconds=seconds),
+        task="violence",
+        classes=("fight", "nofight"),
+        positive="fight",
+    )
+    save_model(folder, build_model(card), card)
+    return folder

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from crossgate.cluster.paths import read, written
 from crossgate.cluster.session import ray_session
+from crossgate.cluster.tasks import done_by_tasks
 from crossgate.config import ClusterConfig
-from crossgate.errors import UserError
 from crossgate.runs import pack as here
 from crossgate.runs.pack import PackSettings, Progress, Unit, UnitReport, died, pack_unit
 from crossgate.stream.index import Index
@@ -50,25 +49,10 @@ def _as_tasks(
     ray: Any, store: Store, units: Sequence[Unit], settings: PackSettings, step: Callable[[int], None]
 ) -> dict[str, UnitReport]:
     task = ray.remote(num_cpus=1)(pack_unit)
-    left = iter(units)
-    running: dict[Any, Unit] = {}
     reports: dict[str, UnitReport] = {}
     count = 0
-    try:
-        while len(reports) < len(units):
-            # More than there is room for, so that a cluster that can grow sees a reason to.
-            room = 2 * int(ray.cluster_resources().get("CPU", 1)) - len(running)
-            running |= {task.remote(store, unit, settings): unit for unit in islice(left, room)}
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            unit = running.pop(ready)
-            reports[unit.name] = ray.get(ready)
-            count += len(unit.rows)
-            step(count)
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError) else error) from None
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-        raise died(store) from None
-    finally:
-        if running:  # waited for, not cancelled: Ray (2.60) aborts where a task ends just as it is being cancelled
-            ray.wait(list(running), num_returns=len(running))
+    for unit, report in done_by_tasks(ray, units, lambda unit: task.remote(store, unit, settings), 1, died(store)):
+        reports[unit.name] = report
+        count += len(unit.rows)
+        step(count)
     return reports

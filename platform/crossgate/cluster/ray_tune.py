@@ -33,10 +33,10 @@ from crossgate.cluster.trials import (
 )
 from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
-from crossgate.recipe import dump_recipe, parse_recipe
+from crossgate.recipe import parse_recipe
 from crossgate.runs.context import note_clips, open_index, run_directory
 from crossgate.tracking import conclude, open_tracker, pinned
-from crossgate.training.checkpoint import refuse_other_run
+from crossgate.training.checkpoint import refuse_other_run, store_recipe
 from crossgate.training.metrics import read_metrics
 
 Heard = Callable[[int, Mapping[str, float]], None]
@@ -63,7 +63,7 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
     with writing("the run's folder", run_dir):
         refuse_other_run(run_dir, recipe)
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    store_recipe(run_dir, recipe)
     with open_tracker(recipe, run_dir) as tracker:
         if recipe.data.index:
             index = open_index(recipe)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any
 
 from crossgate.cluster.paths import read, written
 from crossgate.cluster.session import ray_session, use_reserved
+from crossgate.cluster.tasks import done_by_tasks
 from crossgate.config import ClusterConfig
 from crossgate.errors import UserError
 from crossgate.runs import score as here
@@ -69,27 +69,13 @@ def _as_tasks(
 ) -> None:
     task = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)(_score_unit)
     shared = ray.put(plan)  # its list of names may be long
-    left = iter(units)
-    running: set[Any] = set()
+    lost = UserError("a worker died", where=store.url, cure="start again: finished parts are kept")
     done = 0
-    try:
-        while True:
-            # More than there is room for, so that a cluster that can grow sees a reason to.
-            room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / config.cpus_per_worker)) - len(running)
-            running |= {task.remote(config, store, shared, number) for number in islice(left, room)}
-            if not running:
-                return
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            running.discard(ready)
-            done += ray.get(ready)
-            step(done)
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError) else error) from None
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-        raise UserError("a worker died", where=store.url, cure="start again: finished parts are kept") from None
-    finally:
-        if running:  # waited for, not cancelled: Ray (2.60) aborts where a task ends just as it is being cancelled
-            ray.wait(list(running), num_returns=len(running))
+    for _, videos in done_by_tasks(
+        ray, units, lambda number: task.remote(config, store, shared, number), config.cpus_per_worker, lost
+    ):
+        done += videos
+        step(done)
 
 
 def _score_unit(config: ClusterConfig, store: Store, plan: ScorePlan, number: int) -> int:

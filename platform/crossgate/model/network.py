@@ -132,13 +132,7 @@ class MultimodalNetwork(nn.Module):
             draws: ``(B, M)`` uniform in 0..1; random if None.
         """
         rate = self.config.fusion.modality_dropout
-        if not self.training or rate == 0:
-            return present
-        if draws is None:
-            draws = torch.rand(present.shape, device=present.device)
-        draws = draws.masked_fill(~present, -1.0)
-        best = nn.functional.one_hot(draws.argmax(dim=1), present.shape[1]).bool()
-        return present & ((draws >= rate) | best)
+        return hidden_by_chance(present, rate, draws) if self.training and rate else present
 
     def fuse(
         self, features: Tensor, present: Tensor, logits: Tensor | None = None, draws: Tensor | None = None
@@ -154,3 +148,16 @@ class MultimodalNetwork(nn.Module):
         features = self.encode(streams, present)
         output = self.fuse(features, self.hide(present, draws), draws=draws)
         return NetworkOutput(features, present, output.embedding, output.weights)
+
+
+def hidden_by_chance(present: Tensor, rate: float, draws: Tensor | None = None) -> Tensor:
+    """Returns `present` ``(B, M)`` with each modality hidden with probability `rate`, one of each clip always kept.
+
+    Args:
+        draws: ``(B, M)`` uniform in 0..1; random if None.
+    """
+    if draws is None:
+        draws = torch.rand(present.shape, device=present.device)
+    draws = draws.masked_fill(~present, -1.0)
+    best = nn.functional.one_hot(draws.argmax(dim=1), present.shape[1]).bool()
+    return present & ((draws >= rate) | best)

@@ -17,6 +17,7 @@ from crossgate.runs.context import Part, RunContext
 from crossgate.stream.collate import BadClip
 from crossgate.stream.index import Index
 from crossgate.stream.loader import agreed_skips, sequential
+from crossgate.stream.plan import EvaluationPlan
 from crossgate.tasks.task import Prediction, Task
 
 BATCH = 64
@@ -55,15 +56,9 @@ def known_of(run: RunContext, part: Part, limit: int | None = None) -> Predictio
     index, modalities = run.index, run.recipe.data.clip.modalities
     columns = [list(MODALITIES).index(name) for name in modalities]
     selection = index.select(run.splits(part))
-    taken = np.linspace(0, selection.total, min(selection.total, limit or selection.total), endpoint=False)
-    ends = np.cumsum(index.clips[selection.shards])
-    place = np.searchsorted(ends, taken.astype(np.int64), side="right")
-    found = []
-    for number in np.unique(place).tolist():
-        shard = int(selection.shards[number])
-        rows = taken[place == number].astype(np.int64) - (ends[number] - index.clips[shard])
-        found.append(_known(index, shard, rows, modalities, columns))
-    return concatenate(found)
+    taken = EvaluationPlan(selection, batch_size=selection.total, limit=limit)[0]
+    shards = np.unique(taken.shards).tolist()
+    return concatenate([_known(index, s, taken.rows[taken.shards == s], modalities, columns) for s in shards])
 
 
 def _known(index: Index, shard: int, rows: Array, modalities: tuple[str, ...], columns: list[int]) -> Predictions:

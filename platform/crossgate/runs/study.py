@@ -29,7 +29,6 @@ from crossgate.evaluation.study_report import Findings, LowLabels, Sweep, presen
 from crossgate.model.fusion import FUSIONS
 from crossgate.model.network import MultimodalNetwork
 from crossgate.model.store import load_encoders, model_directory, read_card
-from crossgate.recipe import dump_recipe
 from crossgate.runs.context import PARTS, Part, RunContext, check_labels, open_run
 from crossgate.runs.features import BATCH, keep_features
 from crossgate.stream.loader import sequential
@@ -44,6 +43,7 @@ from crossgate.tasks.gates import (
     train_gate,
     train_heads,
 )
+from crossgate.training.checkpoint import store_recipe
 
 Array = NDArray[Any]
 log = logging.getLogger("crossgate.runs")
@@ -62,8 +62,7 @@ def run(recipe: Recipe) -> dict[str, float]:
     recipe = _adopted(recipe)
     with open_run(recipe, required=PARTS) as context:
         check_labels(context.index, recipe, "train", "val", "test")
-        with writing("the study", context.directory):
-            (context.directory / "recipe.yaml").write_text(dump_recipe(recipe))
+        store_recipe(context.directory, recipe)
         found = Study(context).findings()
         done = present_study(found)
         with writing("the study", context.directory):

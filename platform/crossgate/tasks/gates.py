@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crossgate.config import FusionConfig, OptimConfig, StudyConfig
 from crossgate.model.fusion import FusionInput, build_fusion
 from crossgate.model.heads import ClassHead
+from crossgate.model.network import hidden_by_chance
 from crossgate.objectives.classification import cross_entropy
 from crossgate.objectives.gating import concentration, load_balance
 
@@ -237,12 +238,10 @@ def _entropy(logits: Tensor, clips: Clips) -> Tensor:
 
 
 def _dropped(clips: Clips, rate: float) -> Clips:
-    """Hides each modality by chance, one is always kept, as `MultimodalNetwork.hide`."""
+    """The clips after modality dropout."""
     if rate == 0:
         return clips
-    draws = torch.rand(clips.present.shape).masked_fill(~clips.present, -1.0)
-    best = nn.functional.one_hot(draws.argmax(1), clips.present.shape[1]).bool()
-    present = clips.present & ((draws >= rate) | best)
+    present = hidden_by_chance(clips.present, rate)
     return replace(clips, present=present, features=clips.features.masked_fill(~present.unsqueeze(-1), 0))
 
 
