@@ -33,6 +33,9 @@ class PlantedIndex:
     def class_counts(self, splits: Any) -> dict[str, list[int]]:
         return {"action": [99] * CLASSES}
 
+    def strays(self) -> list[str]:
+        return []
+
 
 def clips(part: str, noisy: bool) -> ClipBatch:
     """Clips of a part; `noisy`: rgb of every other clip is noise alone, loud enough to drown the others in a mean."""

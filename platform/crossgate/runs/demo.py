@@ -117,7 +117,8 @@ class Demo:
         return DemoRecipes(
             self.out / "recipes",
             str(self.out / "shards"),
-            modalities=tuple(name for name, clips in index.modalities.items() if clips),
+            # Of the labelled clips: a modality that only others have cannot be fine-tuned.
+            modalities=tuple(name for name, clips in index.select(["train"]).modalities.items() if clips),
             pretrain_splits=splits,
             output=self.out / "runs",
             generated=self.corpus is None,
