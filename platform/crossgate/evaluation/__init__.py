@@ -4,8 +4,9 @@ Takes arrays (`Predictions`), knows nothing of data, models or clusters. Thresho
 are chosen on validation; test clips are only scored.
 """
 
-from crossgate.evaluation.classifier import Evaluation, classifier_scores, evaluate_classifier
+from crossgate.evaluation.classifier import classifier_scores, evaluate_classifier
 from crossgate.evaluation.comparison import compare_gates, positive_class
+from crossgate.evaluation.evaluation import Evaluation
 from crossgate.evaluation.predictions import Predictions, collect, concatenate
 from crossgate.evaluation.pretrain import evaluate_pretrain, retrieval_scores
 from crossgate.evaluation.report import Section, write_report

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from crossgate.config import EvaluationConfig
 from crossgate.evaluation import classification, figures, retrieval
-from crossgate.evaluation.classifier import Evaluation
+from crossgate.evaluation.evaluation import Evaluation
 from crossgate.evaluation.intervals import Bootstrap, Difference, Interval, mean
 from crossgate.evaluation.predictions import Predictions
 from crossgate.evaluation.probes import Samples, knn, linear_probe

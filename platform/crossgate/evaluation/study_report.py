@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from crossgate.evaluation import classification, gates
-from crossgate.evaluation.classifier import Evaluation
 from crossgate.evaluation.comparison import REFERENCE, TITLES, statistic
+from crossgate.evaluation.evaluation import Evaluation
 from crossgate.evaluation.figures import Point, forest, gate_by_severity
 from crossgate.evaluation.intervals import Bootstrap, Interval, mean
 from crossgate.evaluation.report import Section

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crossgate.evaluation.classifier import Evaluation
+from crossgate.evaluation.evaluation import Evaluation
 from crossgate.evaluation.figures import training_curves
 from crossgate.evaluation.report import Section
 
