@@ -21,8 +21,18 @@ from crossgate.errors import UserError, nearest
 _OPERATIONAL = ("run", "cluster", "tracking", "release")
 _OPERATIONAL_KEYS = {
     "data": ("loader_workers", "prefetch", "index", "cache"),
-    "engine": ("zero_stage", "offload", "activation_checkpointing"),
-    "training": ("log_every", "save_every", "keep", "checkpoint_url"),
+    "engine": ("zero_stage", "offload", "activation_checkpointing", "compile"),
+    # What is done about a loss that is not finite: nothing until there is one, and then a run must be able to go on.
+    "training": (
+        "log_every",
+        "save_every",
+        "keep",
+        "checkpoint_url",
+        "nonfinite_skips",
+        "nonfinite_rollbacks",
+        "watchdog_s",
+        "profile",
+    ),
 }
 # Kinds whose results are all of their index: under another one they are another run. Training resumes over a copy of
 # its shards elsewhere, and its loader compares the index's own digest.
@@ -79,6 +89,21 @@ def with_overrides(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     for key, value in overrides.items():
         _set(tree, key, value)
     return parse_recipe(tree, where="override")
+
+
+def micro_batch(recipe: Recipe, ranks: int, where: str = "data.global_batch") -> int:
+    """Returns the clips of a micro-batch on each of so many ranks.
+
+    Args:
+        where: what set the number of ranks or clips, for people.
+
+    Raises:
+        UserError: when the ranks cannot share the global batch evenly.
+    """
+    try:
+        return recipe.micro_batch(ranks)
+    except ValueError as error:
+        raise UserError(str(error), where=where) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -48,7 +48,7 @@ def test_a_pair_of_workers_is_fewest_and_most():
     [
         ({"workers": [2]}, "a pair"),
         ({"workers": [4, 2]}, "min_workers 4 is more than workers 2"),
-        ({"workers": [5, 8]}, "not divisible by cluster.workers"),
+        ({"workers": [5, 8]}, "not divisible by 5 ranks"),
     ],
 )
 def test_workers_that_cannot_be_are_refused(cluster, complaint):

@@ -77,5 +77,5 @@ def test_the_table_says_what_fits():
     assert "M parameters train" in table
     assert [line.startswith("2 ") and "fits" in line for line in table.splitlines() if "<-" in line] == [True]
     assert "too large" in said.table(2, 1e-3)
-    with pytest.raises(UserError, match="do not divide over 3 ranks"):
+    with pytest.raises(UserError, match="--gpus: .*not divisible by 3 ranks"):
         estimate(recipe(), 3)

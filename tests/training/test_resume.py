@@ -204,7 +204,7 @@ def test_damaged_newer_checkpoints_do_not_push_out_whole_ones(tmp_path, keep, le
 def test_a_loss_that_is_not_finite_stops_with_the_clips_named(tmp_path):
     recipe = tiny_recipe(tmp_path, "nan", training={"log_every": 5})
     with pytest.raises(UserError, match=r"clip-5-0, .*loss is not finite at step 6"):
-        run_fit(recipe, poison=6)
+        run_fit(recipe, poison=[6])
     assert newest_whole(tmp_path / "nan")[0].step == 4  # nothing that the NaN has touched was saved
 
 

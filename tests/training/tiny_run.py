@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ class TinyLoader:
 
     steps_per_epoch = STEPS_PER_EPOCH
 
-    def __init__(self, recipe: Recipe, world: World, on_step=None, poison: int = -1) -> None:
+    def __init__(self, recipe: Recipe, world: World, on_step=None, poison: Collection[int] = ()) -> None:
         self.size, self.accumulation = recipe.data.global_batch, recipe.engine.accumulation
         self.world, self.done, self.on_step, self.poison = world, 0, on_step, poison
 
@@ -104,7 +105,7 @@ class TinyLoader:
             if self.on_step:
                 self.on_step(self.done + 1)
             batch = global_batch(self.done, self.size)
-            if self.done + 1 == self.poison:
+            if self.done + 1 in self.poison:
                 batch.x[-1] = float("nan")
             share = self.size // self.world.ranks
             micro = share // self.accumulation
@@ -154,7 +155,13 @@ def validate(task: TinyTask, step: int) -> dict[str, float]:
 
 
 def run_fit(
-    recipe: Recipe, *, dropout: float = 0.0, on_step=None, poison: int = -1, validated: bool = True, heard=None
+    recipe: Recipe,
+    *,
+    dropout: float = 0.0,
+    on_step=None,
+    poison: Collection[int] = (),
+    validated: bool = True,
+    heard=None,
 ) -> FitResult:
     world = current_world()
     task = TinyTask(seed=world.rank, dropout=dropout)  # ranks start apart: rank 0's weights must win
@@ -239,7 +246,13 @@ def main() -> None:
 
         recipe = tiny_recipe(Path(case["output"]), case["name"], **case.get("sections", {}))
         with suppress(Crash):
-            run_fit(recipe, dropout=case.get("dropout", 0.0), on_step=on_step, validated=case.get("validated", True))
+            run_fit(
+                recipe,
+                dropout=case.get("dropout", 0.0),
+                on_step=on_step,
+                poison=case.get("poison", ()),
+                validated=case.get("validated", True),
+            )
     leave_world()
 
 

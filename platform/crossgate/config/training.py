@@ -32,8 +32,12 @@ class EngineConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is sharded over ranks: 1 optimizer states, 2 also gradients, 3 also weights (ViTs run at 0.4 to 0.7 of
     the speed under 3: use it only when the model does not fit)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; bf16 needs `zero_stage` of 1 or more."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass; bf16 and fp16 need `zero_stage` of 1 or more. fp16 is for GPUs
+    without bf16 (before Ampere): the loss is scaled, and steps that overflow are left out while the scale is sought."""
+    compile: bool = False
+    """Compile the encoders' backbones (torch.compile): a minute or more at the start of each process, faster steps on a
+    GPU. Not under stage 3, which fetches weights layer by layer."""
     accumulation: Positive = 1
     """Micro-batches a step, for a global batch larger than memory. Pretraining contrasts the whole global batch all the
     same: it encodes every micro-batch a second time for it, a third more work."""
@@ -46,8 +50,10 @@ class EngineConfig(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> EngineConfig:
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError("precision bf16 needs zero_stage 1, 2 or 3 (stage 0 uses an unfused optimizer)")
+        if self.precision != "fp32" and self.zero_stage == 0:
+            raise ValueError(f"precision {self.precision} needs zero_stage 1, 2 or 3 (stage 0 keeps no fp32 masters)")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile needs zero_stage 0, 1 or 2")
         if self.offload == "parameters" and self.zero_stage != 3:
             raise ValueError("offload parameters needs zero_stage 3")
         return self
@@ -68,6 +74,19 @@ class TrainingConfig(Config):
     """Steps between checkpoints (0: at each epoch's end)."""
     keep: Positive = 2
     """Checkpoints kept; the best one by validation is kept besides."""
+    watchdog_s: Annotated[float, Field(ge=0)] = 900.0
+    """Seconds that a rank may spend in one phase of a step (load, forward, backward, step, log, save; of a validation:
+    in one batch) before the run is taken to hang: each rank then writes its phase and the stacks of its threads below
+    the run's `hangs/` and ends with status 75, so that Ray or torchrun starts the run again (0: wait for ever)."""
+    nonfinite_skips: Count = 0
+    """Steps between two checkpoints whose loss or gradient may be other than finite; they change no weight, and their
+    clips are named. One more, and the run goes back or stops."""
+    nonfinite_rollbacks: Count = 0
+    """Times that the run then puts weights and optimiser back to its last checkpoint, and goes on with the clips that
+    come next, before it stops."""
+    profile: tuple[Positive, Positive] | None = None
+    """First and last step that torch's profiler records, on every rank, below the run's `profile/` (for Perfetto or
+    chrome://tracing)."""
     checkpoint_url: FolderUrl = ""
     """Folder or s3:// URL that checkpoints are uploaded to while training goes on, below the run's name; the same ones
     are kept there, and a run whose own folder is lost goes on from there (empty: none)."""

@@ -66,14 +66,23 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _divides(self) -> Recipe:
         for workers in (self.cluster.workers, self.cluster.fewest_workers):
-            share = workers * self.engine.accumulation
-            if self.data.global_batch % share:
-                raise ValueError(
-                    f"data.global_batch {self.data.global_batch} is not divisible by cluster.workers x "
-                    f"engine.accumulation = {share}"
-                )
+            self.micro_batch(workers)
         if self.data.mix and self.finetune.features and self.kind != "pretrain":
             raise ValueError("finetune.features keeps clips of data.index alone: leave data.mix empty")
         if self.kind == "pretrain" and len(self.data.clip.modalities) < 2:
             raise ValueError("data.clip.modalities: pretraining contrasts modalities and needs two or more")
         return self
+
+    def micro_batch(self, ranks: int) -> int:
+        """Returns the clips of a micro-batch on each of so many ranks.
+
+        Raises:
+            ValueError: when they cannot share the global batch evenly.
+        """
+        share = ranks * self.engine.accumulation
+        if self.data.global_batch % share:
+            raise ValueError(
+                f"data.global_batch {self.data.global_batch} is not divisible by {ranks} ranks x engine.accumulation "
+                f"{self.engine.accumulation}, expected a multiple of {share}"
+            )
+        return self.data.global_batch // share

@@ -14,7 +14,7 @@ from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
 from crossgate.errors import UserError, nearest, writing
 from crossgate.evaluation import Evaluation, positive_class, style, training_section, write_report, write_results
-from crossgate.recipe import dump_recipe
+from crossgate.recipe import dump_recipe, micro_batch
 from crossgate.runs.ownership import only_start
 from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
@@ -57,7 +57,7 @@ class RunContext:
             seed=recipe.run.seed,
             rank=world.rank,
             ranks=world.ranks,
-            micro_batch=recipe.data.global_batch // world.ranks // recipe.engine.accumulation,
+            micro_batch=micro_batch(recipe, world.ranks),
         )
 
     def provenance(self) -> dict[str, object]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
-from crossgate.errors import UserError
+from crossgate.recipe import micro_batch
 from crossgate.runs.context import open_index
 from crossgate.tasks import Task, build_task
 from crossgate.training.engine import Step
@@ -34,6 +34,10 @@ class Need:
     def peak(self) -> int:
         """The most at any time; buffers of collectives and the allocator's waste come on top, some 10 %."""
         return self.states + max(self.activations, self.step)
+
+    def fits(self, memory: float) -> bool:
+        """Whether it does into so many GiB, with a tenth to spare."""
+        return 1.1 * self.peak < memory * GIB
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Estimate:
         for need in self.needs:
             parts = (need.states, need.activations, need.step, need.peak)
             states, activations, step, peak = (f"{part / GIB:.2f} GiB" for part in parts)
-            fits = "fits" if 1.1 * need.peak < memory * GIB else "too large"
+            fits = "fits" if need.fits(memory) else "too large"
             mark = "  <- the recipe's" if need.stage == stage else ""
             lines.append(f"{need.stage:<4}{states:>10}{activations:>13}{step:>10}{peak:>11}  {fits}{mark}")
         return "\n".join([*lines, "", f"fits: with a tenth to spare in {memory:g} GiB"])
@@ -72,14 +76,7 @@ def estimate(recipe: Recipe, ranks: int) -> Estimate:
     Raises:
         UserError: for a global batch that does not divide over the ranks, or a model that cannot be built.
     """
-    share = ranks * recipe.engine.accumulation
-    if recipe.data.global_batch % share:
-        raise UserError(
-            f"{recipe.data.global_batch} clips do not divide over {ranks} ranks x {recipe.engine.accumulation} "
-            "micro-batches",
-            where="--gpus",
-        )
-    micro_batch = recipe.data.global_batch // share
+    clips = micro_batch(recipe, ranks, where="--gpus")
     index = open_index(recipe) if recipe.data.index and recipe.kind != "pretrain" else None
     task = build_task(recipe, index.vocabularies if index else {recipe.finetune.task: [str(i) for i in range(10)]})
     if recipe.engine.activation_checkpointing:
@@ -92,8 +89,8 @@ def estimate(recipe: Recipe, ranks: int) -> Estimate:
         if stage == 0 and recipe.engine.precision == "bf16":
             continue
         states, step = state_bytes(recipe, stage, trained, frozen, ranks)
-        needs.append(Need(stage, states, per_clip * micro_batch, step))
-    return Estimate(trained, frozen, per_clip, micro_batch, ranks, tuple(needs))
+        needs.append(Need(stage, states, per_clip * clips, step))
+    return Estimate(trained, frozen, per_clip, clips, ranks, tuple(needs))
 
 
 def state_bytes(recipe: Recipe, stage: int, trained: int, frozen: int, ranks: int) -> tuple[int, int]:

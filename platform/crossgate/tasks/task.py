@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crossgate.batch import ClipBatch
 from crossgate.config import OptimConfig, Recipe
+from crossgate.model.encoders import Encoder
 from crossgate.model.network import MultimodalNetwork
 from crossgate.objectives.gather import sum_over_ranks
 from crossgate.objectives.gating import concentration, load_balance
@@ -87,6 +88,12 @@ class Task(nn.Module):
         for module in self.modules():
             if isinstance(module, MultimodalNetwork):
                 module.checkpoint_activations()
+
+    def compile_encoders(self) -> None:
+        """Compiles the encoders' backbones in place, at their next use."""
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.backbone.compile()
 
     def draws(self, batch: ClipBatch) -> Tensor:
         """Returns ``(B, M)`` numbers for modality dropout that depend on clip and step only, and counts the call."""

@@ -26,7 +26,7 @@ def step_as_one(engine: Any, batches: Sequence[Any], forward: Callable[..., Any]
     on. Second encodings see the random numbers of the first, so that dropout hides the same.
 
     Args:
-        engine: of `build_engine`, over a task with `encode` and `score`.
+        engine: a `Driver` over a task with `encode` and `score`.
         batches: this rank's micro-batches, on its device.
         forward: ``(batch, encode=True)`` by way of the engine.
 
@@ -44,7 +44,7 @@ def step_as_one(engine: Any, batches: Sequence[Any], forward: Callable[..., Any]
     whole = type(parts[0]).joined(parts)
     with module.autocast():
         loss, report = task.score(whole)
-    loss.backward()
+    (loss * (1 + 0 * loss.detach())).backward()  # as `Driver.backward`
     task.forwards.copy_(counted)
     start = 0
     for batch, state, part in zip(batches, states, parts):

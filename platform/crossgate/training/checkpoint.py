@@ -300,6 +300,16 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
         begin_random_states(recipe.run.seed, world.rank, manifest.step)
 
 
+def roll_back(engine: Any, checkpoint: Checkpoint, world: World) -> None:
+    """Puts weights and optimiser back, and nothing else: counters, random states and the stream stay where they are."""
+    with PieceReader(checkpoint.path / STATE) as saved:
+        begin_moments(engine, saved.steps)
+        for piece in held_pieces(engine, world):
+            if piece.trains:
+                saved.fill(piece)
+    publish_values(engine)
+
+
 def prune(run_dir: Path, keep: int, saved_step: int, best_step: int, busy: str = "") -> set[str]:
     """Deletes all but the `keep` newest checkpoints, the best one and the one named, and returns which shall stay.
 

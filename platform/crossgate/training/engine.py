@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from crossgate import environment
-from crossgate.config import OptimConfig, Recipe
+from crossgate.config import EngineConfig, OptimConfig, Recipe
 from crossgate.errors import UserError
+from crossgate.recipe import micro_batch
 from crossgate.training.world import World
 
 # Settings that the recipe owns: two places for one number would contradict each other.
@@ -31,10 +32,13 @@ _OWNED = {
 }
 
 
-class Step(nn.Module):
-    """What the engine wraps: the task, under autocast when the weights are bf16.
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-    Clips arrive as bytes and fp32; autocast meets bf16 weights half-way and keeps losses and norms in fp32.
+
+class Step(nn.Module):
+    """What the engine wraps: the task, under autocast when its weights have 16 bits.
+
+    Clips arrive as bytes and fp32; autocast meets 16-bit weights half-way and keeps losses and norms in fp32.
     """
 
     task: Any
@@ -60,7 +64,7 @@ class Step(nn.Module):
         """Returns the context in which the task computes; a fresh one each time."""
         if self._precision == "fp32":
             return nullcontext()
-        return torch.autocast(self._device.type, torch.bfloat16)
+        return torch.autocast(self._device.type, _HALVES[self._precision])
 
 
 def build_engine(task: nn.Module, recipe: Recipe, world: World) -> Any:
@@ -73,13 +77,18 @@ def build_engine(task: nn.Module, recipe: Recipe, world: World) -> Any:
         task: a module with ``forward(batch)`` and ``parameter_groups(OptimConfig)``.
 
     Raises:
-        UserError: for a DeepSpeed JSON that cannot be used, or a batch that the ranks cannot share evenly.
+        UserError: for a DeepSpeed JSON that cannot be used, a batch that the ranks cannot share evenly, or a device
+            without fp16.
     """
     deepspeed = _import_deepspeed(world)
     settings = deepspeed_settings(recipe, world)
+    if recipe.engine.precision == "fp16":
+        _check_fp16(world)
     module = Step(copy.deepcopy(task), world.device, recipe.engine.precision)
     if recipe.engine.activation_checkpointing:
         module.task.checkpoint_activations()
+    if recipe.engine.compile:
+        module.task.compile_encoders()
     for parameter in module.task.parameters():
         if parameter.ndim == 0:  # DeepSpeed cannot broadcast it; `full_weights` gives the shape back
             parameter.data = parameter.data.reshape(1)
@@ -89,7 +98,7 @@ def build_engine(task: nn.Module, recipe: Recipe, world: World) -> Any:
     with _quiet():
         engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=_adamw(module.task, recipe, world),
+            optimizer=_adamw(module.task, recipe.optim),
             config=settings,
             dist_init_required=False,
         )
@@ -103,25 +112,21 @@ def deepspeed_settings(recipe: Recipe, world: World) -> dict[str, Any]:
         UserError: as `build_engine`.
     """
     config = recipe.engine
-    share = world.ranks * config.accumulation
-    if recipe.data.global_batch % share:
-        raise UserError(
-            f"{recipe.data.global_batch} clips do not divide over {world.ranks} ranks x "
-            f"{config.accumulation} micro-batches",
-            where="data.global_batch",
-            expected=f"a multiple of {share}",
-        )
+    ours = clips_by_itself(config)
     zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage in (1, 2):
+        zero["compute_grad_norm"] = not ours
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if config.offload == "parameters":
         zero["offload_param"] = {"device": "cpu"}
     settings = {
-        "train_micro_batch_size_per_gpu": recipe.data.global_batch // share,
+        "train_micro_batch_size_per_gpu": micro_batch(recipe, world.ranks),
         "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": recipe.optim.clip_norm,
+        "gradient_clipping": 0.0 if ours else recipe.optim.clip_norm,
         "zero_optimization": zero,
-        "bf16": {"enabled": config.precision == "bf16"},
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": not ours},
+        "fp16": {"enabled": config.precision == "fp16"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 62,
@@ -170,16 +175,29 @@ def _gathered(value: Any) -> Tensor:
     return whole
 
 
-def _adamw(task: Any, recipe: Recipe, world: World) -> torch.optim.AdamW:
-    fused = world.device.type == "cuda" and recipe.engine.offload == "none"
-    optim: OptimConfig = recipe.optim
+def clips_by_itself(config: EngineConfig) -> bool:
+    """Whether `Driver` clips and checks the gradient, rather than DeepSpeed, which does so by a look from the host.
+
+    Not where weights are in parts or on the host, and not under fp16, whose scale of losses DeepSpeed seeks by it.
+    """
+    return config.zero_stage < 3 and config.offload == "none" and config.precision != "fp16"
+
+
+def _adamw(task: Any, optim: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        task.parameter_groups(optim),
-        lr=optim.lr,
-        betas=optim.betas,
-        weight_decay=optim.weight_decay,
-        fused=fused or None,
+        task.parameter_groups(optim), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
     )
+
+
+def _check_fp16(world: World) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        raise UserError(
+            f"this {'GPU' if world.device.type == 'cuda' else 'CPU'} cannot train in fp16",
+            where="engine.precision",
+            cure="set it to bf16 or fp32",
+        )
 
 
 def _import_deepspeed(world: World) -> Any:

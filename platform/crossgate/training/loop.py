@@ -28,16 +28,21 @@ from crossgate.training.checkpoint import (
     newest_whole,
     prune,
     restore,
+    roll_back,
     save_checkpoint,
 )
+from crossgate.training.driver import Driver
 from crossgate.training.engine import build_engine, full_weights
 from crossgate.training.meters import Meters, peak_flops
 from crossgate.training.metrics import MetricsFile
+from crossgate.training.nonfinite import NonFinitePolicy, Verdict
+from crossgate.training.profile import StepProfile
 from crossgate.training.progress import ProgressLine
 from crossgate.training.randomness import random_states_kept
 from crossgate.training.requests import STOP, Requests, heeding_sigterm
 from crossgate.training.schedule import LearningRates
 from crossgate.training.upload import Uploader, checkpoint_store
+from crossgate.training.watchdog import Phase, Watchdog
 from crossgate.training.window import Window
 from crossgate.training.world import Flag, World
 
@@ -167,12 +172,17 @@ class _Run:
         self.eval_every = training.eval_every or epoch
         self.save_every = training.save_every or epoch
         self.engine = build_engine(task, recipe, world)
+        self.driver = Driver(self.engine, recipe, world, self._begin)
         self.as_one = recipe.engine.accumulation > 1 and contrasts(task)
         self.rates = LearningRates(self.engine.optimizer, self.total, recipe.optim)
         self.window = Window(world)
+        self.nonfinite = NonFinitePolicy(training.nonfinite_skips, training.nonfinite_rollbacks)
+        self.watchdog = Watchdog(training.watchdog_s, run_dir / "hangs", world)
+        self.profile = StepProfile(training.profile, run_dir / "profile" / f"rank-{world.rank:05d}.json.gz")
         self.meters = Meters(recipe.data.global_batch, world.ranks, world.device, precision=recipe.engine.precision)
         self.line = ProgressLine(recipe.run.name, self.total, enabled=world.leads)
         self.step = self.resumed_from = self.saved_step = self.best_step = 0
+        self.rolled_back = False
         self.best_value: float | None = None
         self.metrics: dict[str, float] = {}
         self.file: MetricsFile | None = None
@@ -231,23 +241,34 @@ class _Run:
         self.engine.train()
         self.meters.start()
         self._count_flops = peak_flops(self.world.device, self.recipe.engine.precision) is not None
-        while self.step < self.total:
-            self._train_step(batches)
-            last = self.step == self.total
-            if self._logs():
-                self._log()
-            if self.validate and (last or self.step % self.eval_every == 0):
-                self._validate()
-            if last or self.step % self.save_every == 0:
-                self._save()
-            asked = agreed(requests.take())
-            if asked and not last:
-                self._save()
-                requests.heeded()
-            if asked == STOP and not last:
-                self.line.say(f"stopped at step {self.step} as asked; saved; start the run again to go on")
-                self._finish_upload()
-                raise Preempted(143)
+        with self.watchdog, self.profile:
+            while self.step < self.total:
+                self._train_step(batches)
+                self._do_what_is_due()
+                asked = agreed(requests.take())
+                if asked and self.step < self.total:
+                    self._save()
+                    requests.heeded()
+                    if asked == STOP:
+                        break
+        if self.step < self.total:
+            self.line.say(f"stopped at step {self.step} as asked; saved; start the run again to go on")
+            self._finish_upload()
+            raise Preempted(143)
+
+    def _do_what_is_due(self) -> None:
+        """Logs, validates and saves where this step is one of those."""
+        last = self.step == self.total
+        if self._logs():
+            self._log()
+        if self.validate and (last or self.step % self.eval_every == 0):
+            self._validate()
+        if last or self.step % self.save_every == 0 or self.rolled_back:
+            self._save()
+
+    def _begin(self, phase: Phase) -> None:
+        self.watchdog.enter(phase, self.step)
+        self.profile.enter(phase, self.step)
 
     def _train_step(self, batches: Iterator[Any]) -> None:
         self.step += 1
@@ -258,31 +279,33 @@ class _Run:
             for _ in range(self.recipe.engine.accumulation):
                 batch = self._next(batches)
                 loss, report = self._forward(batch)
-                self.engine.backward(loss)
-                self.engine.step()
+                self.driver.backward(loss)
+                self.driver.step()
                 self.window.add(self.step, batch.keys, loss, report)
+        self.window.end_step(self.driver.left_out)
         if self._logs():
-            self.window.settle()  # the device has done what it was given before the clock is read
+            self._settle()  # the device has done what it was given before the clock is read
         self.meters.step()
 
     def _logs(self) -> bool:
         return self.step == self.total or self.step % self.recipe.training.log_every == 0
 
     def _next(self, batches: Iterator[Any]) -> Any:
+        self._begin("load")
         with self.meters.waiting():
             return self._to_device(next(batches))
 
     def _step_as_one(self, batches: list[Any]) -> None:
-        loss, report = step_as_one(self.engine, batches, self._forward)
+        loss, report = step_as_one(self.driver, batches, self._forward)
         self.window.add(self.step, [key for batch in batches for key in batch.keys], loss, report)
 
     def _forward(self, batch: Any, **how: bool) -> Any:
         """Runs the task; once a start also counts its FLOPs, where a peak to compare them with is known."""
         if not self._count_flops:
-            return self.engine(batch, **how)
+            return self.driver(batch, **how)
         self._count_flops = False
         with FlopCounterMode(display=False) as counter:
-            output = self.engine(batch, **how)
+            output = self.driver(batch, **how)
         # A backward pass costs twice its forward pass.
         self.meters.flops_per_step = 3.0 * counter.get_total_flops() * self.recipe.engine.accumulation
         return output
@@ -292,12 +315,33 @@ class _Run:
 
     # ---- once in a while ---------------------------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        """Reads the losses since the last look; does what the recipe says about those that are not finite."""
+        bad = self.window.settle()
+        if not bad:
+            return
+        verdict = self.nonfinite.judge(bad)
+        for one in bad:
+            self.line.say(f"step {one.step} was left out, its loss or gradient is not finite: clips {one.named}")
+        if verdict is Verdict.ROLL_BACK:
+            checkpoint, _ = self.world.from_leader(newest_whole(self.run_dir) if self.world.leads else None)
+            if checkpoint is None:
+                raise self.nonfinite.refusal(bad)
+            roll_back(self.engine, checkpoint, self.world)
+            self.rolled_back = True
+            self.line.say(
+                f"put weights and optimiser back to {checkpoint.path.name}; going on with the clips that come next"
+            )
+
     def _log(self) -> None:
+        self._begin("log")
         metrics = self.window.read() | self.meters.read()
         metrics["train/lr"] = self.rate
-        norm = self.engine.get_global_grad_norm()
+        norm = self.driver.grad_norm()
         if norm is not None:
-            metrics["train/grad_norm"] = float(norm)
+            metrics["train/grad_norm"] = norm
+        if self.nonfinite.left_out:
+            metrics["train/nonfinite_steps"] = float(self.nonfinite.left_out)
         self.loader.settle(self.world.gather)
         metrics |= {f"data/{name.removeprefix('data/')}": value for name, value in self.loader.meters().items()}
         self.line.show(self.step, metrics, self.meters.eta_s(self.total - self.step))
@@ -307,10 +351,13 @@ class _Run:
 
     def _validate(self) -> None:
         assert self.validate is not None
+        self._begin("validate")
+        task = self.engine.module.task
         with self.meters.paused(), random_states_kept(), torch.no_grad(), self.engine.module.autocast():
-            self.window.settle()
+            self._settle()
             self.engine.eval()
-            self.metrics = self.world.from_leader(self.validate(self.engine.module.task, self.step))
+            with self.watchdog.beating(task):
+                self.metrics = self.world.from_leader(self.validate(task, self.step))
             self.engine.train()
         value = self.selection.value(self.metrics)
         improved = self.selection.improves(value, self.best_value)
@@ -325,8 +372,9 @@ class _Run:
         """Saves this step once, after making sure that no loss since the last look was other than finite."""
         if self.saved_step == self.step:
             return
+        self._begin("save")
         with self.meters.paused():
-            self.window.settle()
+            self._settle()
             self.loader.settle(self.world.gather)
             best = self.step == (self.best_step or self.total)
             manifest = Manifest(
@@ -345,7 +393,8 @@ class _Run:
                 kept = prune(self.run_dir, self.recipe.training.keep, self.step, self.best_step, busy)
                 if self.uploader:
                     self.uploader.put(path, kept)
-        self.saved_step = self.step
+        self.saved_step, self.rolled_back = self.step, False
+        self.nonfinite.saved()
 
     def _finish_upload(self) -> None:
         if self.uploader:

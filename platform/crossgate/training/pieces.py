@@ -31,6 +31,11 @@ class Piece:
     views: dict[str, Tensor]
     """Kind (`VALUE`, and `MOMENTS` of what trains) -> ``(n,)`` view of this rank's own memory."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether the optimiser changes it."""
+        return len(self.views) > 1
+
     def part(self, rank: int, ranks: int) -> Piece:
         """Returns the rank's share of a stretch that every rank holds."""
         length = len(self.views[VALUE])
