@@ -261,7 +261,8 @@ def predict(
 ) -> None:
     """Label videos: scores, gate weights and the modalities that were used, one row a clip; exit 1 if one failed.
 
-    The label is the class with the highest score. A report's chosen thresholds are for its figures.
+    The label of a task with a positive class is that class from the model's threshold on, which was chosen on
+    validation clips; of any other task it is the likeliest class.
     """
     from crossgate.clips.depth import MILLIMETRES
     from crossgate.cluster.paths import read
@@ -308,9 +309,11 @@ def deploy(
     write: Annotated[bool, typer.Option("--write", help="Write the overlay instead of showing the diff.")] = False,
 ) -> None:
     """Make an overlay of k8s/ for your bucket, images and nodes; refuses what cannot work."""
-    from crossgate.deploy import build, load_settings
+    from crossgate.deploy import build, load_settings, refuse_too_large
 
-    overlay = build(load_settings(settings), manifests, beside=settings.parent)
+    wanted = load_settings(settings)
+    overlay = build(wanted, manifests, beside=settings.parent)
+    refuse_too_large(wanted, overlay)
     typer.echo(overlay.diff() or f"{overlay.folder} is as it should be")
     if write:
         overlay.write()
@@ -325,8 +328,12 @@ def watch(
     video: Annotated[str, typer.Argument(help="Path, or URL of a file.")],
     label: Annotated[str, typer.Option(help="Class to watch for (default: the positive one).")] = "",
     stride: Annotated[int, typer.Option(help="Windows that begin in one window's length.", min=1, max=16)] = 2,
-    on: Annotated[float, typer.Option(help="Score from which the alarm rings.", min=0, max=1)] = 0.7,
-    off: Annotated[float, typer.Option(help="Score below which it stops.", min=0, max=1)] = 0.5,
+    on: Annotated[
+        float | None, typer.Option(help="Score from which the alarm rings (default: the model's).", min=0, max=1)
+    ] = None,
+    off: Annotated[
+        float | None, typer.Option(help="Score below which it stops (default: 0.7 of --on).", min=0, max=1)
+    ] = None,
     after: Annotated[int, typer.Option(help="Windows in a row that must reach it.", min=1)] = 2,
     figure: Annotated[Path | None, typer.Option(help="PNG of scores, gate weights and pictures over time.")] = None,
     tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
@@ -334,10 +341,9 @@ def watch(
     """Slide a window over a long video: a JSON line a window as it comes, an alarm, a timeline."""
     import json
 
-    from crossgate.runs.watch import Alarm, Watch, watched
+    from crossgate.runs.watch import Watch, watched
 
-    alarm = Alarm(on, off, after)
-    watching = Watch(model, video, stride=stride, label=label, alarm=alarm, tracking_uri=tracking_uri)
+    watching = Watch(model, video, stride=stride, label=label, on=on, off=off, after=after, tracking_uri=tracking_uri)
     moments = []
     for moment in watching:
         moments.append(moment)

@@ -80,6 +80,22 @@ def test_a_slice_that_gets_worse_refuses_what_is_better_as_a_whole() -> None:
     assert refused(planted(lost), old, loose) == []
 
 
+def test_each_model_answers_by_its_own_threshold() -> None:
+    binary = planted(coin(1.0))
+    binary.labels = {"violence": np.arange(600) % 2}
+    binary.logits = np.stack([np.zeros(600), np.where(binary.labels["violence"] == 1, -1.0, -2.0)], axis=1)
+
+    def said(*thresholds: float) -> list[str]:
+        question = ("violence", ("nofight", "fight"), "fight")
+        return [
+            one.said for one in quality_checks(binary, binary, *question, GATE, thresholds=thresholds) if not one.passed
+        ]
+
+    assert said(0.2, 0.2) == said(0.5, 0.5) == said(0.2, 0.5) == []  # 0.27 for fights, 0.12 for the rest
+    (lost,) = [one for one in said(0.5, 0.2) if one.startswith("class fight")]
+    assert lost.startswith("class fight (300 clips): accuracy -1.000")
+
+
 def test_small_slices_decide_nothing_and_are_named() -> None:
     strict = GATE.model_copy(update={"slice_clips": 130})
     checks = quality_checks(planted(coin(0.7)), planted(coin(0.7)), "action", CLASSES, "", strict)

@@ -16,7 +16,7 @@ from crossgate.errors import UserError
 from crossgate.model.classifier import Classifier
 from crossgate.model.contrastive import ContrastiveModel
 from crossgate.model.network import MultimodalNetwork
-from crossgate.model.store import ModelCard, load_encoders, load_heads, load_model, save_model
+from crossgate.model.store import ModelCard, keep_threshold, load_encoders, load_heads, load_model, save_model
 
 CLIP = ClipConfig(modalities=("rgb", "audio"), size=32, frames=2, mels=32, seconds=0.5)
 
@@ -75,6 +75,22 @@ def test_a_classifier_comes_back_with_its_classes(tmp_path: Path) -> None:
     assert isinstance(again, Classifier)
     assert again.classes == ("fight", "nofight")
     assert torch.equal(model(*clips()).logits, again(*clips()).logits)
+
+
+def test_a_binary_task_is_answered_by_the_threshold_that_is_kept(tmp_path: Path) -> None:
+    classes = ("calm", "storm")
+    binary = card(kind="classifier", classes=classes, positive="storm")
+    save_model(tmp_path / "model", Classifier(MultimodalNetwork(config(), CLIP, classes=2), classes), binary)
+    scores = {"calm": 0.6, "storm": 0.4}
+    before = load_model(tmp_path / "model")[1]
+    assert before.label_of(scores) == "calm"
+    keep_threshold(tmp_path / "model", 0.4)
+    after = load_model(tmp_path / "model")[1]
+    assert after == before.model_copy(update={"threshold": 0.4}) and after.digest
+    assert (after.label_of(scores), after.label_of(scores, threshold=0.41)) == ("storm", "calm")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "model.safetensors"}
+    three = card(kind="classifier", classes=("a", "b", "c"), threshold=0.1)
+    assert three.label_of({"a": 0.3, "b": 0.4, "c": 0.3}) == "b"
 
 
 def test_bf16_weights_are_stored_as_fp32(tmp_path: Path) -> None:

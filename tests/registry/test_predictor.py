@@ -43,6 +43,18 @@ def test_a_row_says_all(predictor: Predictor, videos: Path) -> None:
     assert sum(row["weights"].values()) == pytest.approx(1)
 
 
+def test_the_label_follows_the_threshold_and_a_caller_may_set_another(model_dir: Path, videos: Path) -> None:
+    """The model's own one, that of a caller, and both for one row a video."""
+    items = [str(videos / "long.mp4"), str(videos / "whole.mp4")]
+    fights = [row["fight"] for row in Predictor(model_dir).predict(items)["scores"]]
+    for threshold in (min(fights), max(fights), 1.1):
+        table = Predictor(model_dir, Settings(threshold=threshold)).predict(items)
+        assert table["label"].tolist() == ["fight" if score >= threshold else "nofight" for score in fights]
+        assert table["score"].tolist() == [row[label] for row, label in zip(table["scores"], table["label"])]
+        for row in Predictor(model_dir, Settings(threshold=threshold)).predict(items, aggregate=True).itertuples():
+            assert row.label == ("fight" if row.scores["fight"] >= threshold else "nofight")
+
+
 def test_path_bytes_base64_and_table_are_the_same_video(predictor: Predictor, videos: Path) -> None:
     file = videos / "whole.mp4"
     data = file.read_bytes()

@@ -14,10 +14,14 @@ from tiny_road import tiny_tree, write_recipe
 from crossgate.cluster.ray_train import launch
 from crossgate.errors import UserError
 from crossgate.evaluation import read_results
+from crossgate.model.store import read_card
 from crossgate.recipe import load_recipe
+from crossgate.registry.predictor import Predictor
 from crossgate.runs.context import run_directory
 from crossgate.runs.predict import format_rows, predict_videos
 from crossgate.runs.release import release_run
+from crossgate.stream.index import Index
+from crossgate.stream.loader import sequential
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,22 @@ def test_released_model_predicts_through_the_registry(road: Path, finetuned: Pat
         assert set(row["modalities"]) <= {"rgb", "flow", "audio"}  # no depth was given
     assert "nowhere.mp4" in str(bad["error"])
     assert "nowhere.mp4" in format_rows(frame)
+
+
+def test_what_answers_is_what_was_measured(road: Path, finetuned: Path, tmp_path: Path) -> None:
+    """The report's accuracy is that of the labels which the model gives, for it keeps the report's threshold."""
+    metrics, _ = read_results(finetuned / "results.json")
+    card = read_card(finetuned / "model")
+    assert card.threshold == metrics["val/threshold"] != 0.5
+    index = Index.load(str(road / "shards"))
+    predictor, recipe, right = Predictor(finetuned), load_recipe(finetuned / "recipe.yaml"), []
+    for batch in sequential(index, recipe.data.test, recipe.data, batch_size=1):
+        truth = int(batch.labels["violence"][0])
+        if truth >= 0:
+            clip = {m: batch.streams[m][0] for i, m in enumerate(batch.modalities) if batch.present[0, i]}
+            right.append(predictor.score(clip)["label"] == card.classes[truth])
+    assert len(right) == metrics["test/clips"]
+    assert sum(right) / len(right) == pytest.approx(metrics["test/accuracy"])
 
 
 def test_the_registered_model_agrees_with_the_directory(road: Path, finetuned: Path) -> None:

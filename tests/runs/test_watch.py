@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -15,6 +16,7 @@ from crossgate.cli import app
 from crossgate.clips.extract import RawClip
 from crossgate.clips.media import SAMPLE_RATE
 from crossgate.errors import UserError
+from crossgate.model.store import keep_threshold
 from crossgate.registry.predictor import Predictor
 from crossgate.runs.watch import Alarm, Watch, join
 
@@ -40,13 +42,13 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_windows_slide_and_score_as_the_predictor_does(model: Path, video: Path) -> None:
-    whole = Watch(str(model), str(video), stride=1, alarm=Alarm())
+    whole = Watch(str(model), str(video), stride=1)
     moments = list(whole)
     table = Predictor(model).predict(str(video))
     assert [moment.start_s for moment in moments] == table["start_s"].tolist()
     for moment, scores in zip(moments, table["scores"], strict=True):
         assert moment.scores == pytest.approx(scores, abs=1e-5)
-    sliding = list(Watch(str(model), str(video), stride=2, alarm=Alarm()))
+    sliding = list(Watch(str(model), str(video), stride=2))
     assert [moment.start_s for moment in sliding] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert all(moment.end_s - moment.start_s == pytest.approx(2) for moment in sliding)
     assert sliding[0].modalities == ["rgb", "flow"]
@@ -61,7 +63,7 @@ def test_a_video_shorter_than_a_window_is_one_moment(model: Path, video: Path, t
             if number < 6 and packet.dts is not None:
                 packet.stream = stream
                 out.mux(packet)
-    assert len(list(Watch(str(model), str(short), alarm=Alarm()))) == 1
+    assert len(list(Watch(str(model), str(short)))) == 1
 
 
 def test_the_alarm_has_hysteresis() -> None:
@@ -70,6 +72,16 @@ def test_the_alarm_has_hysteresis() -> None:
     assert [alarm.hear(score) for score in scores] == [False] * 3 + [True] * 4 + [False] * 3
     with pytest.raises(UserError, match="off <= on"):
         Alarm(on=0.4, off=0.5)
+
+
+def test_the_alarm_rings_by_default_where_the_model_answers_so(model: Path, video: Path, tmp_path: Path) -> None:
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    keep_threshold(own, 0.2)
+    watch = Watch(str(own), str(video))
+    assert (watch.alarm.on, watch.alarm.off) == (0.2, pytest.approx(0.14))
+    other = Watch(str(own), str(video), label="nofight", off=0.1)
+    assert (other.alarm.on, other.alarm.off) == (0.5, 0.1)
 
 
 def test_pieces_join_into_a_window_with_sound_where_there_was_some() -> None:
@@ -101,6 +113,6 @@ def test_the_command_prints_json_lines_and_draws(model: Path, video: Path, tmp_p
 
 def test_what_cannot_be_watched_says_why(model: Path, video: Path) -> None:
     with pytest.raises(UserError, match="no class 'dance'"):
-        Watch(str(model), str(video), label="dance", alarm=Alarm())
+        Watch(str(model), str(video), label="dance")
     with pytest.raises(UserError, match="no such file"):
-        Watch(str(model), "nowhere.mp4", alarm=Alarm())
+        Watch(str(model), "nowhere.mp4")

@@ -43,6 +43,19 @@ def softmax(logits: Array) -> Array:
     return z / z.sum(axis=-1, keepdims=True)
 
 
+def answers(probabilities: Array, index: int | None, threshold: float) -> Array:
+    """Returns (N,) class indices: by the threshold where the task is binary, else the likeliest class.
+
+    Args:
+        probabilities: ``(N, K)``.
+        index: of the positive class; None for a task without.
+        threshold: probability of the positive class from which on it is the answer.
+    """
+    if index is None:
+        return np.asarray(probabilities.argmax(axis=1))
+    return np.where(probabilities[:, index] >= threshold, index, 1 - index)
+
+
 def multiclass(probabilities: Array, labels: Array, bootstrap: Bootstrap) -> dict[str, Interval]:
     """Top-1, top-5 (from six classes on), mean-class accuracy, macro-F1, NLL and ECE.
 

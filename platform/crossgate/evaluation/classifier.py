@@ -21,14 +21,18 @@ from crossgate.evaluation.slices import slices
 def classifier_scores(
     val: Predictions, task: str, classes: Sequence[str], positive: str, config: EvaluationConfig
 ) -> dict[str, float]:
-    """Validation scores without intervals (``val/accuracy`` ...), for the training loop and for selection."""
+    """Validation scores without intervals (``val/accuracy`` ...), for the training loop and for selection.
+
+    ``val/threshold`` of a binary task is the probability of its positive class from which on the model answers with it.
+    """
     val = val.labelled(task)
     if not len(val) or val.logits is None:
         return {}
     question = Question(task, classes, positive)
     quick = Bootstrap(np.zeros(len(val)), resamples=1)  # one group: no interval is drawn
     scored = Scored(question, val, question.thresholds(val, config.fixed_fpr), quick)
-    return {f"val/{name}": one.value for name, one in scored.scores.items() if not math.isnan(one.value)}
+    found = {f"val/{name}": one.value for name, one in scored.scores.items() if not math.isnan(one.value)}
+    return found if question.index is None else found | {"val/threshold": scored.thresholds.decision}
 
 
 def evaluate_classifier(
@@ -79,7 +83,7 @@ def evaluate_classifier(
 
 
 def _slices(done: Evaluation, scored: Scored) -> None:
-    right = (scored.probabilities.argmax(axis=1) == scored.labels).astype(np.float64)
+    right = (scored.predicted == scored.labels).astype(np.float64)
     for name, rows in slices(scored.clips, scored.question.task, scored.question.classes).items():
         accuracy = scored.bootstrap.interval(mean(np.where(rows, right, np.nan)))
         done.put(metric_name("test", "slice", name, "accuracy"), accuracy)

@@ -82,7 +82,6 @@ def _ranking(done: Evaluation, scored: Scored, fixed_fpr: float) -> str:
     ap, missed = scored.scores["average_precision"], scored.scores["fnr_at_fixed_fpr"]
     base = float(scored.truth.mean())
     done.metrics |= {
-        "val/threshold": scored.thresholds.decision,
         "val/threshold_fixed_fpr": scored.thresholds.low_alarm,
         "test/chance_average_precision": base,
     }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossgate.config import ReleaseConfig
-from crossgate.evaluation.classification import softmax
+from crossgate.evaluation.classification import answers, softmax
 from crossgate.evaluation.comparison import TITLES, positive_class, statistic
 from crossgate.evaluation.intervals import Bootstrap, mean
 from crossgate.evaluation.predictions import Predictions
@@ -36,6 +36,7 @@ def quality_checks(
     positive: str,
     gate: ReleaseConfig,
     *,
+    thresholds: tuple[float, float] = (0.5, 0.5),
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Check]:
@@ -50,6 +51,7 @@ def quality_checks(
         task: label name.
         positive: positive class of a binary task (then average precision counts as a whole, else accuracy).
         gate: margins.
+        thresholds: of challenger and champion, by which each answers where the task is binary.
         resamples, seed: of the bootstrap over groups.
 
     Raises:
@@ -67,7 +69,8 @@ def quality_checks(
     metric = "accuracy" if index is None else "average_precision"
     new, old = (softmax(one.logits) for one in (challenger, champion) if one.logits is not None)
     checks = [_whole(bootstrap, metric, new, old, labels, index, gate.margin)]
-    right = (new.argmax(axis=1) == labels).astype(np.float64) - (old.argmax(axis=1) == labels)
+    ours, theirs = (answers(one, index, threshold) for one, threshold in zip((new, old), thresholds))
+    right = (ours == labels).astype(np.float64) - (theirs == labels)
     small = []
     # The challenger's own facts count where both know a modality.
     for name, rows in (slices(champion, task, classes) | slices(challenger, task, classes)).items():

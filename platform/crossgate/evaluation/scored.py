@@ -91,7 +91,4 @@ class Scored:
     @property
     def predicted(self) -> Array:
         """(N,) class indices: by the decision threshold where the task is binary, else the likeliest class."""
-        index = self.question.index
-        if index is None:
-            return np.asarray(self.probabilities.argmax(axis=1))
-        return np.where(self.positive_scores >= self.thresholds.decision, index, 1 - index)
+        return classification.answers(self.probabilities, self.question.index, self.thresholds.decision)

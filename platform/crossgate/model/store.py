@@ -44,10 +44,24 @@ class ModelCard(Config):
     """Class names in the order of a classifier's logits."""
     positive: str = ""
     """Positive class of a binary task."""
+    threshold: float = 0.5
+    """Probability of the positive class from which on a clip is labelled with it; chosen on validation clips."""
     provenance: dict[str, Any] = {}
     """Run, step, index digest, code version and what else the trainer wants to remember (JSON values)."""
     digest: str = ""
     """SHA-256 of the weights file; filled in by `save_model`."""
+
+    def label_of(self, scores: Mapping[str, float], threshold: float | None = None) -> str:
+        """Returns the class that a clip's probabilities stand for.
+
+        Args:
+            scores: class -> probability.
+            threshold: in place of the model's own (None), where the task has a positive class.
+        """
+        if not self.positive:
+            return max(scores, key=scores.__getitem__)
+        (other,) = (name for name in self.classes if name != self.positive)
+        return self.positive if scores[self.positive] >= (self.threshold if threshold is None else threshold) else other
 
 
 @dataclass
@@ -99,13 +113,28 @@ def _save(directory: Path, state: Mapping[str, Tensor], card: ModelCard) -> Mode
     try:
         save_file(_portable(state), fresh / WEIGHTS)
         card = card.model_copy(update={"digest": _sha256(fresh / WEIGHTS)})
-        (fresh / CARD).write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
+        _write_card(fresh / CARD, card)
         for name in (WEIGHTS, CARD):
             _flush(fresh / name)
         _replace(fresh, directory)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return card
+
+
+def keep_threshold(directory: str | Path, threshold: float) -> None:
+    """Writes into a model's card from which probability on it answers with the positive class.
+
+    Raises:
+        UserError: as `read_card`, and for a disk that is full.
+    """
+    directory = Path(directory)
+    card = read_card(directory).model_copy(update={"threshold": threshold})
+    fresh = directory / f".{CARD}.new"
+    with writing("a model's card", directory):
+        _write_card(fresh, card)
+        _flush(fresh)
+        os.replace(fresh, directory / CARD)
 
 
 def load_model(directory: str | Path) -> tuple[ContrastiveModel | Classifier, ModelCard]:
@@ -323,6 +352,10 @@ def _recover(directory: Path) -> None:
 
 def _aside(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.old")
+
+
+def _write_card(path: Path, card: ModelCard) -> None:
+    path.write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _flush(path: Path) -> None:

@@ -35,6 +35,7 @@ def model_card(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str
         f"Modalities: {', '.join(clip.modalities)}; any of them may be missing. Fusion: {card.model.fusion.name}.",
         "",
         "Output, one row a clip: label, score, score of each class, gate weight of each modality, modalities used.",
+        *([f"The label is `{card.positive}` from a score of {card.threshold:.3g} on."] if card.positive else []),
         "",
         *_data(metrics),
         f"Digest of the weights: `{card.digest}`.",
@@ -69,7 +70,7 @@ def _data(metrics: Mapping[str, float]) -> list[str]:
 
 def _limits(card: ModelCard) -> list[str]:
     limits = [
-        "Scores are not calibrated probabilities of an event; choose a threshold on your own recordings.",
+        "Scores are not calibrated probabilities of an event; choose a threshold on your own recordings (`threshold`).",
         "Measured on groups (source videos) never trained on, yet of the same collections: other cameras, places and "
         "people can do worse.",
         f"Trained on clips of {card.clip.seconds:g} s: what takes longer, or is over in a few frames, can be missed.",

@@ -86,7 +86,14 @@ def package_model(model_dir: str | Path, out_dir: str | Path, metadata: Mapping[
             model_config=Settings().model_dump(),
             pip_requirements=pinned_requirements(),
             input_example=[example_video(card.clip.seconds)],
-            metadata={"task": card.task, "classes": list(card.classes), "digest": card.digest, **(metadata or {})},
+            metadata={
+                "task": card.task,
+                "classes": list(card.classes),
+                "positive": card.positive,
+                "threshold": card.threshold,
+                "digest": card.digest,
+                **(metadata or {}),
+            },
         )
     return card
 

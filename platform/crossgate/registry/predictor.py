@@ -43,6 +43,8 @@ class Predictor:
         self.device = torch.device(_device(self.settings.device))
         self.model = model.to(self.device)
         self.modalities = self.card.clip.modalities
+        given = self.settings.threshold
+        self.threshold = self.card.threshold if given is None else given
 
     def predict(self, items: Any, *, aggregate: bool | None = None) -> pd.DataFrame:
         """Scores videos; what is wrong with one of them becomes its row's error.
@@ -53,9 +55,11 @@ class Predictor:
             aggregate: one row a video instead of one a clip (None: as in the settings).
 
         Returns:
-            A row a clip, in the order of the items: ``source``; ``start_s``; ``label``; ``score`` (the label's
-            probability); ``scores`` (class -> probability); ``weights`` (modality -> gate weight, or None for a
-            fusion without a gate); ``modalities`` that were there; ``error`` (None where there was none).
+            A row a clip, in the order of the items: ``source``; ``start_s``; ``label`` (of a task with a positive
+            class: that one from the threshold on, else the other; of any other task the likeliest); ``score`` (the
+            label's probability, below one half where the threshold is); ``scores`` (class -> probability);
+            ``weights`` (modality -> gate weight, or None for a fusion without a gate); ``modalities`` that were
+            there; ``error`` (None where there was none).
         """
         rows: list[Row] = []
         waiting: list[tuple[Row, dict[str, Tensor]]] = []
@@ -121,7 +125,7 @@ class Predictor:
             row["scores"] = dict(zip(self.card.classes, scores[b].tolist()))
             row["weights"] = None if weights is None else dict(zip(self.modalities, weights[b].tolist()))
             row["modalities"] = [name for name in self.modalities if name in clip]
-            _decide(row)
+            self._decide(row)
 
     def _stacked(self, modality: str, clips: list[dict[str, Tensor]]) -> Tensor:
         """Returns ``(B, T, C, H, W)``; rows of clips without the modality are zeros that the mask hides."""
@@ -131,6 +135,10 @@ class Predictor:
             if modality in clip:
                 stream[b] = clip[modality]
         return stream.to(self.device)
+
+    def _decide(self, row: Row) -> None:
+        row["label"] = self.card.label_of(row["scores"], self.threshold)
+        row["score"] = row["scores"][row["label"]]
 
     def _aggregated(self, rows: list[Row]) -> list[Row]:
         merged = []
@@ -143,7 +151,7 @@ class Predictor:
                 row["weights"] = None if row["weights"] is None else _mean([clip["weights"] for clip in good])
                 row["modalities"] = [m for m in self.modalities if any(m in clip["modalities"] for clip in good)]
                 row["error"] = next((clip["error"] for clip in own if clip["error"]), None)
-                _decide(row)
+                self._decide(row)
                 merged.append(row)
             else:
                 merged.append(own[0])
@@ -164,11 +172,6 @@ def as_items(items: Any) -> list[Any]:
 def _row(number: int, source: str, start: float, error: str | None = None) -> Row:
     row: Row = dict.fromkeys(COLUMNS)
     return {**row, "item": number, "source": source, "start_s": start, "score": float("nan"), "error": error}
-
-
-def _decide(row: Row) -> None:
-    row["label"] = max(row["scores"], key=row["scores"].__getitem__)
-    row["score"] = row["scores"][row["label"]]
 
 
 def _mean(tables: list[dict[str, float]]) -> dict[str, float]:

@@ -39,6 +39,8 @@ class Settings(Config):
     """Whether a request may name http(s):// and s3:// objects, which that host then fetches."""
     short_side: Count = 0
     """Pixels to which pictures are shrunk before flow is computed (0: 128, or the model's size if that is larger)."""
+    threshold: float | None = None
+    """Probability of the positive class from which on it is the label (none: the model's own, chosen on validation)."""
     device: str = "auto"
     """`auto`: a GPU where there is one."""
 

@@ -10,10 +10,10 @@ import torch
 
 from crossgate.config import Recipe
 from crossgate.errors import writing
-from crossgate.evaluation import Evaluation, classifier_scores, evaluate_classifier, positive_class
+from crossgate.evaluation import Evaluation, Predictions, classifier_scores, evaluate_classifier, positive_class
 from crossgate.evaluation.selection import Answers
-from crossgate.model.store import ModelCard, model_directory, read_card, save_model
-from crossgate.recipe import micro_batch, recipe_digest
+from crossgate.model.store import ModelCard, keep_threshold, model_directory, read_card, save_model
+from crossgate.recipe import recipe_digest
 from crossgate.runs.context import Part, RunContext, check_labels, open_run
 from crossgate.runs.features import FeatureLoader, keep_features
 from crossgate.runs.predictions import known_of, predict_splits
@@ -43,6 +43,7 @@ def run(recipe: Recipe) -> dict[str, float]:
         done = measure(task, context)
         if done is None:
             return {}
+        _keep_threshold(result, done.metrics)
         context.publish(done, f"{recipe.finetune.task.capitalize()}: {context.directory.name}", result.step)
         context.tracker.log_artifact(result.model_dir, "model")
         return done.metrics
@@ -65,6 +66,7 @@ def run_trial(recipe: Recipe, heard: Heard, parent: str = "") -> dict[str, float
         if val is not None:
             with writing("the trial's answers", context.directory):
                 Answers.of(val, recipe.finetune.task).write(context.directory)
+            _keep_threshold(result, _scores(val, context))
         return {"step": result.best_step, "value": result.best_value if result.best_value is not None else math.nan}
 
 
@@ -139,7 +141,7 @@ def _loader(task: FinetuneTask, context: RunContext, measured: bool) -> Loader:
         seed=recipe.run.seed,
         rank=world.rank,
         ranks=world.ranks,
-        micro_batch=micro_batch(recipe, world.ranks),
+        micro_batch=recipe.data.global_batch // world.ranks // recipe.engine.accumulation,
     )
 
 
@@ -149,12 +151,19 @@ def selection_metric(classes: Sequence[str], positive: str) -> str:
 
 
 def _validate(task: Task, context: RunContext) -> dict[str, float]:
-    recipe = context.recipe
-    val = predict_splits(task, context, "val", recipe.evaluation.clips)
-    if val is None:
-        return {}
-    name = recipe.finetune.task
+    val = predict_splits(task, context, "val", context.recipe.evaluation.clips)
+    return {} if val is None else _scores(val, context)
+
+
+def _scores(val: Predictions, context: RunContext) -> dict[str, float]:
+    recipe, name = context.recipe, context.recipe.finetune.task
     return classifier_scores(val, name, context.index.vocabularies[name], recipe.finetune.positive, recipe.evaluation)
+
+
+def _keep_threshold(result: FitResult, scores: Mapping[str, float]) -> None:
+    """The weights that were kept answer, wherever they go, by the threshold that their report was made with."""
+    if "val/threshold" in scores:
+        keep_threshold(result.model_dir, scores["val/threshold"])
 
 
 def measure(task: Task, context: RunContext) -> Evaluation | None:
@@ -173,8 +182,7 @@ def measure(task: Task, context: RunContext) -> Evaluation | None:
     if val is None:
         return None
     if test is None:
-        scores = classifier_scores(val, name, classes, recipe.finetune.positive, recipe.evaluation)
-        return Evaluation(scores, summary=UNMEASURED)
+        return Evaluation(_scores(val, context), summary=UNMEASURED)
     return evaluate_classifier(
         val, test, classes, recipe.finetune.positive, recipe.evaluation, train, task=name, seed=recipe.run.seed
     )

@@ -49,6 +49,7 @@ def judge(recipe: Recipe, run: Path, champion: Path | None) -> Decision:
         new.classes,
         new.positive,
         recipe.release,
+        thresholds=(new.threshold, old.threshold),
         resamples=recipe.evaluation.bootstrap,
         seed=recipe.run.seed,
     )

@@ -23,6 +23,7 @@ from crossgate.registry.release import fetched
 from crossgate.registry.sources import Settings, resolve
 
 _DAY = 24 * 3600.0
+_HYSTERESIS = 0.7
 _THUMBNAILS = 400  # kept at most; then every other one is dropped
 
 
@@ -35,8 +36,8 @@ class Alarm:
         after: windows in a row that must reach `on`.
     """
 
-    on: float = 0.7
-    off: float = 0.5
+    on: float
+    off: float
     after: int = 2
     ringing: bool = False
     _reached: int = field(default=0, repr=False)
@@ -86,7 +87,9 @@ class Watch:
         video: path, or http(s) or s3 URL, which is fetched whole.
         stride: windows begin so many to a window's length (2: each overlaps half of the one before).
         label: watched class (empty: the model's positive one).
-        alarm: with its state.
+        on: score from which the alarm rings (None: that from which the model answers with the class).
+        off: score below which it stops (None: 0.7 of `on`).
+        after: windows in a row that must reach `on`.
         tracking_uri: server of a registered model.
 
     Raises:
@@ -94,7 +97,16 @@ class Watch:
     """
 
     def __init__(
-        self, model: str, video: str, *, stride: int = 2, label: str = "", alarm: Alarm, tracking_uri: str = ""
+        self,
+        model: str,
+        video: str,
+        *,
+        stride: int = 2,
+        label: str = "",
+        on: float | None = None,
+        off: float | None = None,
+        after: int = 2,
+        tracking_uri: str = "",
     ) -> None:
         with ExitStack() as opened:
             registered = model.startswith("models:/")
@@ -105,7 +117,10 @@ class Watch:
         if self.label not in card.classes:
             raise UserError(f"no class '{self.label}'", where="--label", expected=", ".join(card.classes))
         self._video = resolve(video, Settings(megabytes=8 << 10)).video
-        self._stride, self.alarm = stride, alarm
+        self._stride = stride
+        if on is None:
+            on = min(1.0, card.threshold) if self.label == card.positive else 0.5
+        self.alarm = Alarm(on, _HYSTERESIS * on if off is None else off, after)
         self.thumbnails: list[Thumbnail] = []
         self._every = 1
         self.seconds = self.busy = 0.0
