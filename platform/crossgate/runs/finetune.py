@@ -13,7 +13,7 @@ from crossgate.errors import writing
 from crossgate.evaluation import Evaluation, Predictions, classifier_scores, evaluate_classifier, positive_class
 from crossgate.evaluation.selection import Answers
 from crossgate.model.store import ModelCard, keep_threshold, model_directory, read_card, save_model
-from crossgate.recipe import recipe_digest
+from crossgate.recipe import micro_batch, recipe_digest
 from crossgate.runs.context import Part, RunContext, check_labels, open_run
 from crossgate.runs.features import FeatureLoader, keep_features
 from crossgate.runs.predictions import known_of, predict_splits
@@ -141,7 +141,7 @@ def _loader(task: FinetuneTask, context: RunContext, measured: bool) -> Loader:
         seed=recipe.run.seed,
         rank=world.rank,
         ranks=world.ranks,
-        micro_batch=recipe.data.global_batch // world.ranks // recipe.engine.accumulation,
+        micro_batch=micro_batch(recipe, world.ranks),
     )
 
 
