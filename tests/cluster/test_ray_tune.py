@@ -16,6 +16,7 @@ from crossgate.cluster.trials import SearchResult, TrialRecord, leaderboard, rep
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import dump_recipe
+from crossgate.runs import ownership
 from crossgate.training.checkpoint import refuse_other_run
 
 RATES = [0.0001, 0.03]
@@ -99,6 +100,15 @@ def test_clips_packed_anew_give_new_trials(tmp_path, monkeypatch):
     assert not names("b") & before
     digests["a"] = "3"
     assert not names("a") & before
+
+
+def test_a_second_start_of_a_search_is_refused_while_the_first_goes_on(tmp_path, monkeypatch):
+    recipe = search_recipe(tmp_path)
+    (tmp_path / "study").mkdir()
+    monkeypatch.setattr(ownership, "PATIENCE_S", 0.1)
+    with ownership.only_start(tmp_path / "study"), pytest.raises(UserError, match="this run is going on already"):
+        search(recipe, "tiny_run:run_trial")
+    assert not (tmp_path / "study" / "recipe.yaml").exists()
 
 
 @pytest.mark.parametrize(

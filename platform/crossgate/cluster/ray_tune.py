@@ -35,6 +35,7 @@ from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import parse_recipe
 from crossgate.runs.context import note_clips, open_index, run_directory
+from crossgate.runs.ownership import only_start
 from crossgate.tracking import conclude, open_tracker, pinned
 from crossgate.training.checkpoint import refuse_other_run, store_recipe
 from crossgate.training.metrics import read_metrics
@@ -55,7 +56,8 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
         trial: ``module:function`` of a `Trial`.
 
     Raises:
-        UserError: for a space with a key or value that a recipe cannot have, or when Ray cannot be had.
+        UserError: for a space with a key or value that a recipe cannot have, while another start of the search goes on,
+            or when Ray cannot be had.
     """
     recipe = with_absolute_paths(recipe)
     run_dir = run_directory(recipe)
@@ -63,8 +65,8 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
     with writing("the run's folder", run_dir):
         refuse_other_run(run_dir, recipe)
         run_dir.mkdir(parents=True, exist_ok=True)
-    store_recipe(run_dir, recipe)
-    with open_tracker(recipe, run_dir) as tracker:
+    with only_start(run_dir), open_tracker(recipe, run_dir) as tracker:
+        store_recipe(run_dir, recipe)
         if recipe.data.index:
             index = open_index(recipe)
             note_clips(tracker, index, recipe, "train")

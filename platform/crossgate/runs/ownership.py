@@ -24,18 +24,21 @@ _LOCK, _OWNER = ".lock", ".owner"
 
 
 @contextmanager
-def only_start(directory: Path, world: World) -> Iterator[None]:
+def only_start(directory: Path, world: World | None = None) -> Iterator[None]:
     """Holds the run's folder for this start. Every rank calls it; rank 0 holds it.
 
     Args:
         directory: of the run; exists.
-        world: the ranks.
+        world: the ranks (None: a process that trains nothing itself, as a search's).
 
     Raises:
         UserError: on every rank, when another start of the run goes on.
     """
     lock = FileLock(directory / _LOCK, timeout=PATIENCE_S)
-    owner = world.from_leader(_held(lock, directory) if world.leads else None)
+    holds = world is None or world.leads
+    owner = _held(lock, directory) if holds else None
+    if world is not None:
+        owner = world.from_leader(owner)
     if owner is not None:
         raise UserError(
             f"this run is going on already ({owner})",
@@ -45,7 +48,7 @@ def only_start(directory: Path, world: World) -> Iterator[None]:
     try:
         yield
     finally:
-        if world.leads:
+        if holds:
             lock.release()
 
 
