@@ -309,11 +309,13 @@ def deploy(
     write: Annotated[bool, typer.Option("--write", help="Write the overlay instead of showing the diff.")] = False,
 ) -> None:
     """Make an overlay of k8s/ for your bucket, images and nodes; refuses what cannot work."""
-    from crossgate.deploy import build, load_settings, refuse_too_large
+    from crossgate.deploy import build, load_settings
+    from crossgate.runs.estimate import refuse_too_large
 
     wanted = load_settings(settings)
     overlay = build(wanted, manifests, beside=settings.parent)
-    refuse_too_large(wanted, overlay)
+    for job, recipe in overlay.trainings():
+        refuse_too_large(recipe, wanted.gpu_memory_gib, where=f"recipe of {job}")
     typer.echo(overlay.diff() or f"{overlay.folder} is as it should be")
     if write:
         overlay.write()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from crossgate.cli import app
 from crossgate.deploy import build, load_settings
 from crossgate.errors import UserError
+from crossgate.runs.estimate import refuse_too_large
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "k8s"))
@@ -29,6 +30,9 @@ GOOD: dict[str, Any] = {
     "image": f"registry.example.com/team/crossgate@{DIGEST}",
     "serving_image": f"registry.example.com:5000/crossgate-serving:0.1.0@{DIGEST}",
     "artifacts": "s3://bucket/mlflow",
+    "checkpoints": "s3://bucket/checkpoints",
+    "videos": "s3://bucket/videos",
+    "scores": "s3://bucket/scores",
     "nodes": 2,
 }
 
@@ -55,7 +59,15 @@ def applied(manifests: Path, name: str = "mine") -> list[str]:
     [
         {},
         {"role_arn": "arn:aws:iam::123456789012:role/train", "spot": True, "nodes": 4},
-        {"endpoint": "http://minio.storage:9000", "runs_storage_class": "fast", "serving_image": "", "artifacts": ""},
+        {
+            "endpoint": "http://minio.storage:9000",
+            "runs_storage_class": "fast",
+            "serving_image": "",
+            "artifacts": "",
+            "checkpoints": "",
+            "videos": "",
+            "scores": "",
+        },
     ],
     ids=["keys", "role and spot", "own storage"],
 )
@@ -69,7 +81,7 @@ def test_what_it_writes_is_as_sound_as_the_shipped_overlays(
     found = [thing for text in texts for thing in objects(text)]
     assert security(found) == [] and agreement(found) == []
     assert list(images(found, by_digest=True)) == []
-    assert "example-bucket" not in "".join(texts).replace("s3://example-bucket/videos/one.mp4", "")
+    assert "example-bucket" not in "".join(texts)
     assert "000000000000:role" not in "".join(texts)
 
 
@@ -86,6 +98,9 @@ def test_sizes_bucket_and_images_arrive(tmp_path: Path, manifests: Path) -> None
     assert recipe is not None
     assert recipe.cluster.workers == 16 and recipe.data.index == GOOD["shards"]
     assert recipe.run.name == "pretrain-v1"
+    assert recipe.training.checkpoint_url == GOOD["checkpoints"]
+    predict = next(thing for thing in found if named(thing) == "RayJob/predict")
+    assert predict["spec"]["entrypoint"].endswith("@champion s3://bucket/videos --out s3://bucket/scores")
     server = next(thing for thing in found if named(thing) == "Deployment/mlflow")
     env = {entry["name"]: entry.get("value") for entry in server["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert env["MLFLOW_ARTIFACTS_DESTINATION"] == GOOD["artifacts"]
@@ -122,16 +137,46 @@ def test_your_own_recipe_is_the_one_that_runs(tmp_path: Path, manifests: Path) -
     assert written["cluster"] == {"launcher": "ray", "workers": 16, "gpus_per_worker": 1}
 
 
-def test_the_diff_is_shown_and_nothing_is_written_unless_asked(tmp_path: Path, manifests: Path) -> None:
+def test_without_somewhere_to_upload_and_score_there_is_neither(tmp_path: Path, manifests: Path) -> None:
+    files = build(load_settings(settings_file(tmp_path, checkpoints="", videos="", scores="")), manifests).files
+    assert yaml.safe_load(files["jobs/pretrain.yaml"])["training"]["checkpoint_url"] == ""
+    assert "predict" not in files["jobs/kustomization.yaml"]
+
+
+@pytest.fixture
+def small(manifests: Path) -> Path:
+    """The manifests with models that are estimated at once."""
+    for job in ("pretrain", "finetune", "search"):
+        path = manifests / "jobs" / job / f"{job}.yaml"
+        tree = yaml.safe_load(path.read_text())
+        tiny = {"backbone": "test_efficientnet", "norm": "group"}
+        tree["model"] = {"encoders": {"rgb": tiny, "audio": tiny}}
+        tree["data"]["clip"] = {"modalities": ["rgb", "audio"], "frames": 1, "size": 32, "mels": 32}
+        path.write_text(yaml.safe_dump(tree))
+    return manifests
+
+
+@pytest.mark.parametrize("job", ["pretrain", "finetune", "search"])
+def test_a_recipe_too_large_for_its_gpu_is_refused(tmp_path: Path, small: Path, job: str) -> None:
+    settings = load_settings(settings_file(tmp_path, gpu_memory_gib=1))
+    path = small / "jobs" / job / f"{job}.yaml"
+    path.write_text(path.read_text().replace("frames: 1", "frames: 32").replace("size: 32", "size: 96"))
+    recipes = dict(build(settings, small).trainings())
+    assert set(recipes) == {"pretrain", "finetune", "search"}
+    with pytest.raises(UserError, match=r"it: a rank wants .* its GPU has 1; lower data.global_batch"):
+        refuse_too_large(recipes[job], settings.gpu_memory_gib, where="it")
+
+
+def test_the_diff_is_shown_and_nothing_is_written_unless_asked(tmp_path: Path, small: Path) -> None:
     def deploy(*words: str) -> str:
-        done = CliRunner().invoke(app, ["deploy", str(path), "--manifests", str(manifests), *words])
+        done = CliRunner().invoke(app, ["deploy", str(path), "--manifests", str(small), *words])
         assert done.exit_code == 0, done.output
         return done.output
 
     path = settings_file(tmp_path)
     shown = deploy()
     assert "+- name: crossgate" in shown and "nothing was written" in shown
-    assert not (manifests / "overlays" / "mine").exists()
+    assert not (small / "overlays" / "mine").exists()
     deploy("--write")
     settings_file(tmp_path, nodes=4)
     changed = deploy()
@@ -149,6 +194,10 @@ def test_the_diff_is_shown_and_nothing_is_written_unless_asked(tmp_path: Path, m
         ({"shards": "s3://example-bucket/shards"}, "the example's bucket"),
         ({"artifacts": "s3://"}, "names no bucket"),
         ({"artifacts": "s3://KEY:s3cret@bucket/mlflow"}, "key 'artifacts': .*credentials into the environment$"),
+        ({"checkpoints": "/checkpoints"}, "names no bucket"),
+        ({"scores": ""}, "'videos' and 'scores'"),
+        ({"videos": "s3://bucket/a;b"}, "letters, digits"),
+        ({"gpu_memory_gib": 0}, "greater than 0"),
         ({"endpoint": "minio.storage:9000"}, r"expected http\(s\)://HOST"),
         ({"endpoint": "http://minio.storage:99999"}, r"expected http\(s\)://HOST"),
         ({"image": "crossgate"}, "another image tomorrow"),
@@ -158,7 +207,7 @@ def test_the_diff_is_shown_and_nothing_is_written_unless_asked(tmp_path: Path, m
         ({"image": "crossgate@sha256:abc"}, "no digest"),
         ({"name": "prod"}, "will not do"),
         ({"name": "../else"}, "will not do"),
-        ({"nodes": 3}, "make it 2040 or 2064"),
+        ({"nodes": 3}, "make it 1008 or 1032"),
         ({"nodes": 0}, "greater than or equal to 1"),
         ({"nodes": 8}, "quota is 32"),
         ({"cpus_per_node": 64}, "cluster.cpus_per_worker to 8 or less"),

@@ -151,7 +151,7 @@ MISTAKES = [
         "no such recipe is mounted",
     ),
     Mistake("jobs/finetune/kustomization.yaml", "value: finetune}", "value: Finetune}", GPU_JOBS, "Finetune"),
-    Mistake("jobs/pretrain/pretrain.yaml", "global_batch: 2048", "global_batch: 2047", GPU_JOBS, "not divisible"),
+    Mistake("jobs/pretrain/pretrain.yaml", "global_batch: 1024", "global_batch: 1023", GPU_JOBS, "not divisible"),
     Mistake("jobs/pretrain/pretrain.yaml", "workers: 8", "workers: 16", GPU_JOBS, "16 GPUs"),
     Mistake("jobs/pretrain/pretrain.yaml", "global_batch", "globl_batch", GPU_JOBS, "unknown key 'data.globl_batch'"),
     Mistake("jobs/pretrain/pretrain.yaml", "output: /runs", "output: /tmp/runs", GPU_JOBS, "no shared volume holds"),
@@ -159,7 +159,7 @@ MISTAKES = [
     Mistake("jobs/search/search.yaml", "gpus_per_trial: 1", "gpus_per_trial: 2", GPU_JOBS, "want 2 GPUs"),
     Mistake("jobs/evaluate/evaluate.yaml", "launcher: ray", "launcher: auto", GPU_JOBS, "run on the head"),
     Mistake("jobs/release/kustomization.yaml", "--alias", "--aliases", GPU_JOBS, "No such option"),
-    Mistake("jobs/predict/kustomization.yaml", "crossgate predict", "crossgate predicts", GPU_JOBS, "No such command"),
+    Mistake("jobs/predict/kustomization.yaml", " --out ", " --output ", GPU_JOBS, "No such option"),
     Mistake(
         "jobs/predict/kustomization.yaml",
         "volumes/1/name, value: recipe",

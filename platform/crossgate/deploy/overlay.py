@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from crossgate.config import Recipe
 from crossgate.deploy.recipes import TRAINED, recipe_text
 from crossgate.deploy.settings import DeployConfig
 from crossgate.errors import UserError, writing
+from crossgate.recipe import parse_recipe
 
 Tree = dict[str, Any]
-JOBS = (*TRAINED, "release", "predict")
+JOBS = (*TRAINED, "release")
 _WORKER = "/spec/rayClusterSpec/workerGroupSpecs/0"
 _SERVER = "/spec/template/spec/containers/0/env"
+_MODEL = "models:/crossgate-action@champion"  # as the job release registers it
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,14 @@ class Overlay:
                 str(path),
             )
         return "".join(lines)
+
+    def trainings(self) -> Iterator[tuple[str, Recipe]]:
+        """Yields the jobs that train with their recipes, free of shards and weights, which may be out of reach here."""
+        for job in TRAINED:
+            recipe = parse_recipe(yaml.safe_load(self.files[f"jobs/{job}.yaml"]), where=job)
+            if recipe.kind != "evaluate":
+                recipe.data.index = recipe.finetune.init = ""
+                yield job, recipe
 
     def write(self) -> None:
         """Writes the files.
@@ -161,7 +173,8 @@ def _way_out(host: str, port: int) -> Tree:
 
 def _jobs(settings: DeployConfig) -> Tree:
     components = ["gpu", "kueue", *([] if settings.role_arn else ["s3-static"]), *(["spot"] if settings.spot else [])]
-    tree = _kustomization(settings, 4, [f"jobs/{job}" for job in JOBS], components)
+    jobs = [*JOBS, *(["predict"] if settings.videos else [])]
+    tree = _kustomization(settings, 4, [f"jobs/{job}" for job in jobs], components)
     tree["generatorOptions"] = {"disableNameSuffixHash": True}
     tree["configMapGenerator"] = [
         {"name": f"recipe-{job}", "behavior": "replace", "files": [f"{job}.yaml"]} for job in TRAINED
@@ -178,6 +191,9 @@ def _jobs(settings: DeployConfig) -> Tree:
         _replace(f"{_WORKER}/template/spec/containers/0/resources", {"requests": dict(size), "limits": dict(size)})
     )
     tree["patches"] = [_patch({"kind": "RayJob", "name": "pretrain"}, operations)]
+    if settings.videos:
+        command = f"python /app/jobs/predict.py {_MODEL} {settings.videos} --out {settings.scores}"
+        tree["patches"].append(_patch({"kind": "RayJob", "name": "predict"}, [_replace("/spec/entrypoint", command)]))
     return tree
 
 

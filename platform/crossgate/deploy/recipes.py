@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from crossgate.recipe import load_recipe
 
 TRAINED = ("pretrain", "finetune", "search", "evaluate")
 """Jobs with a recipe."""
+_UPLOADED = ("pretrain", "finetune")
+"""Those whose checkpoints are worth a place outside; a search's trials are short."""
 _RUNS = "/runs"
 
 
@@ -32,6 +35,8 @@ def recipe_text(job: str, settings: DeployConfig, manifests: Path, beside: Path)
     own = job == "pretrain" and settings.recipe
     path = beside / settings.recipe if own else manifests / "jobs" / job / f"{job}.yaml"
     overrides = [f"data.index={settings.shards}", f"run.output={_RUNS}", "cluster.launcher=ray"]
+    if job in _UPLOADED:
+        overrides.append(f"training.checkpoint_url={json.dumps(settings.checkpoints)}")
     name = load_recipe(path).run.name  # of its own settings, as long as nobody chose one
     _refuse_batch(path, settings if job == "pretrain" else None)
     if job == "pretrain":

@@ -17,6 +17,7 @@ SHIPPED = ("local", "gpu", "prod")
 """Overlays of the repository, which are not overwritten."""
 _EXAMPLE_BUCKET = "example-bucket"
 _PLACEHOLDER = "sha256:" + 64 * "0"
+_WORD = re.compile(r"s3://[A-Za-z0-9._/=-]+")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
@@ -33,6 +34,12 @@ class DeployConfig(Config):
     """Image of the served models (empty: nothing is served)."""
     artifacts: FolderUrl = ""
     """URL that MLflow keeps artifacts and models at (empty: its volume)."""
+    checkpoints: FolderUrl = ""
+    """URL that checkpoints are uploaded to while training goes on (empty: they are on the volume of runs only)."""
+    videos: FolderUrl = ""
+    """URL below which the job `predict` scores every video (empty: no such job)."""
+    scores: FolderUrl = ""
+    """URL that it writes its tables to."""
     endpoint: FolderUrl = ""
     """Address of an S3 service other than AWS; pods may reach its port besides 443."""
     role_arn: str = ""
@@ -41,6 +48,8 @@ class DeployConfig(Config):
     """GPU nodes that pretraining takes."""
     gpus_per_node: Annotated[int, Field(ge=1, le=16)] = 8
     """GPUs of one of them."""
+    gpu_memory_gib: Annotated[float, Field(gt=0)] = 80.0
+    """Memory of one GPU; recipes that want more by `crossgate estimate` are refused."""
     cpus_per_node: Positive = 88
     """CPUs of one of them that pods may ask for: some less than it has."""
     memory_gib_per_node: Positive = 800
@@ -113,8 +122,10 @@ def _refuse_impossible(settings: DeployConfig, path: Path) -> None:
             expected=f"small letters, digits and hyphens, 40 at most, other than {', '.join(SHIPPED)}",
         )
     _refuse_endpoint(settings, path)
-    for key in ("shards", "artifacts"):
+    for key in ("shards", "artifacts", "checkpoints", "videos", "scores"):
         _refuse_bucket(key, getattr(settings, key), path)
+    if bool(settings.videos) != bool(settings.scores):
+        raise UserError("one of the keys 'videos' and 'scores' is empty", where=path, expected="both, or neither")
     for key in ("image", "serving_image"):
         _refuse_image(key, getattr(settings, key), path)
 
@@ -132,13 +143,17 @@ def _refuse_endpoint(settings: DeployConfig, path: Path) -> None:
 
 
 def _refuse_bucket(key: str, url: str, path: Path) -> None:
-    if key == "artifacts" and not url:
+    if key != "shards" and not url:
         return
     scheme, _, rest = url.partition("://")
     bucket = rest.partition("/")[0]
     if scheme != "s3" or not bucket:
         raise UserError(
             f"key '{key}': '{url}' names no bucket", where=path, expected="an address such as s3://my-bucket/shards"
+        )
+    if key in ("videos", "scores") and not _WORD.fullmatch(url):  # the submitter's shell reads them
+        raise UserError(
+            f"key '{key}': '{url}' will not do", where=path, expected="letters, digits and ._-/= after s3://"
         )
     if bucket == _EXAMPLE_BUCKET:
         raise UserError(f"key '{key}': '{bucket}' is the example's bucket", where=path, cure="name your own")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
+from crossgate.errors import UserError
 from crossgate.recipe import micro_batch
 from crossgate.runs.context import open_index
 from crossgate.tasks import Task, build_task
@@ -91,6 +92,22 @@ def estimate(recipe: Recipe, ranks: int) -> Estimate:
         states, step = state_bytes(recipe, stage, trained, frozen, ranks)
         needs.append(Need(stage, states, per_clip * clips, step))
     return Estimate(trained, frozen, per_clip, clips, ranks, tuple(needs))
+
+
+def refuse_too_large(recipe: Recipe, memory: float, where: str) -> None:
+    """Raises where a rank of the recipe wants more than so many GiB.
+
+    Raises:
+        UserError: it does, or what `estimate` raises.
+    """
+    needs = {need.stage: need for need in estimate(recipe, recipe.cluster.workers).needs}
+    need = needs[recipe.engine.zero_stage]
+    if not need.fits(memory):
+        raise UserError(
+            f"a rank wants {need.peak / GIB:.0f} GiB and a tenth to spare, its GPU has {memory:g}",
+            where=where,
+            cure="lower data.global_batch, raise engine.accumulation, or set engine.activation_checkpointing",
+        )
 
 
 def state_bytes(recipe: Recipe, stage: int, trained: int, frozen: int, ranks: int) -> tuple[int, int]:
