@@ -30,7 +30,7 @@ def binary() -> str | None:
 
 
 @contextmanager
-def seaweed(folder: Path) -> Iterator[str]:
+def seaweed(folder: Path, ip: str = "127.0.0.1") -> Iterator[str]:
     """Runs a server that knows `KEY` alone; gives its URL. It checks signatures, unlike a mock."""
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identity = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
@@ -38,8 +38,8 @@ def seaweed(folder: Path) -> Iterator[str]:
     master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = _free_ports(8)
     options = {
         "dir": folder,
-        "ip": "127.0.0.1",
-        "ip.bind": "127.0.0.1",
+        "ip": ip,
+        "ip.bind": ip,
         "master.port": master,
         "master.port.grpc": master_grpc,
         "master.volumeSizeLimitMB": 64,
@@ -56,8 +56,8 @@ def seaweed(folder: Path) -> Iterator[str]:
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, cwd=folder)
     try:
-        _wait_for(f"http://127.0.0.1:{s3}", process, folder / "log")
-        yield f"http://127.0.0.1:{s3}"
+        _wait_for(f"http://{ip}:{s3}", process, folder / "log")
+        yield f"http://{ip}:{s3}"
     finally:
         process.kill()
         process.wait()
