@@ -304,7 +304,8 @@ class _Run:
         if not self._count_flops:
             return self.driver(batch, **how)
         self._count_flops = False
-        with FlopCounterMode(display=False) as counter:
+        # Compiled code would hide its operations from the counter.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             output = self.driver(batch, **how)
         # A backward pass costs twice its forward pass.
         self.meters.flops_per_step = 3.0 * counter.get_total_flops() * self.recipe.engine.accumulation
