@@ -134,7 +134,8 @@ class Node:
     def _environment(self, container: Object) -> dict[str, str]:
         values: dict[str, str] = {}
         for source in container.get("envFrom", ()):
-            values |= self.things[f"ConfigMap/{source['configMapRef']['name']}"]["data"]
+            if "configMapRef" in source:  # an optional secret is simply not there
+                values |= self.things[f"ConfigMap/{source['configMapRef']['name']}"]["data"]
         return values | {entry["name"]: entry["value"] for entry in container.get("env", ())}
 
     # ---- a Deployment ------------------------------------------------------------------------------------------
@@ -158,6 +159,7 @@ class Node:
                 claim["metadata"]["annotations"] = {"volume.podman.io/uid": owner, "volume.podman.io/gid": owner}
                 documents.insert(0, claim)
                 self.claims.append(source["claimName"])
+        spec["hostAliases"] = [{"ip": address, "hostnames": [host]} for host, address in self.hosts.items()]
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump_all(documents))
         self.pods.append(f"{deployment['metadata']['name']}-pod-0")

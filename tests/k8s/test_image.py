@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pod_drill import Drill
 from manifests import named, objects_of
+from pod_drill import Drill
 from pods import Node, missing
 
 from crossgate import __version__
