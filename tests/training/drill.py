@@ -6,7 +6,8 @@
 
 Two ranks at ZeRO 2, with dropout, saving and uploading every 4 of 12 steps. After each drill the run is started again
 until it ends. It passes when its losses are those of the undisturbed run (2e-6), when MLflow has exactly one run of it,
-finished, with every step once, and when what is particular to the drill came true.
+finished, with every step once, and when what is particular to the drill came true. Prints a table of them; the
+last line is one JSON object: `drills`, `passed`.
 """
 
 from __future__ import annotations
@@ -45,11 +46,16 @@ from crossgate.training import checkpoint as checkpoints  # noqa: E402
 from crossgate.training.checkpoint import newest_whole  # noqa: E402
 from crossgate.training.loop import Selection, fit  # noqa: E402
 from crossgate.training.upload import checkpoint_store, stored_checkpoints  # noqa: E402
+from crossgate.training.watchdog import EXIT_STUCK  # noqa: E402
 from crossgate.training.world import current_world  # noqa: E402
 
-RANKS, STEPS, GRACE_S = 2, 12, 30.0
+RANKS, STEPS, GRACE_S, STUCK_S = 2, 12, 30.0, 10.0
 SAME = 2e-6  # in every loss: the last bits, since kernels round by where memory lies
 USER_ERROR = 2
+HEAD = [
+    "| what goes wrong | the first start ends with | the next one goes on from step | |",
+    "| --- | --- | ---: | --- |",
+]
 SLOW_TO_IMPORT = (
     "alembic.command",
     "deepspeed.runtime.zero.stage_1_and_2",
@@ -85,15 +91,14 @@ class Site:
     stop: dict[str, Callable[[], None]] = field(default_factory=dict)
     start: dict[str, Callable[[], None]] = field(default_factory=dict)
 
-    def recipe(self, name: str) -> Recipe:
-        recipe = tiny_recipe(
+    def recipe(self, name: str, **training: Any) -> Recipe:
+        return tiny_recipe(
             self.folder,
             name,
             engine={"zero_stage": 2},
-            training={"checkpoint_url": self.url, "keep": 3},
+            training={"checkpoint_url": self.url, "keep": 3, **training},
             tracking={"uri": self.tracking},
         )
-        return recipe
 
 
 # ---- one start of a run ----------------------------------------------------------------------------------------
@@ -161,6 +166,8 @@ def break_something(fault: str, rank: int, run_dir: Path) -> Callable[[int], Non
             os.kill(os.getpid(), signal.SIGTERM)
         if fault == "crash" and step == 11:
             die()
+        if fault == "hang" and last and step == 7:
+            time.sleep(600)  # a loader that runs dry; the other rank waits for this one's gradient
         if fault == "server" and step == 6:
             (run_dir / "take-down").touch()
             while not (run_dir / "is-down").exists():
@@ -213,6 +220,7 @@ ALONE = [
     Drill("kill -9 while saving", "saving", KILLED, 6),
     Drill("kill -9 while uploading", "uploading", KILLED, 8),
     Drill("SIGTERM", "sigterm", (143,), 7),
+    Drill("a rank hangs", "hang", (EXIT_STUCK, EXIT_STUCK), 6),
     Drill("disk full while saving", "disk", (USER_ERROR,), 6),
     Drill("bit flipped in the newest checkpoint", "crash", KILLED, 6, flip_a_bit),
 ]
@@ -224,7 +232,8 @@ SERVED = [
 
 def hold(drill: Drill, site: Site, undisturbed: list[float]) -> str:
     """Returns what went wrong with the run, or nothing."""
-    recipe = site.recipe(drill.name.replace(" ", "-"))
+    name = drill.name.replace(" ", "-")
+    recipe = site.recipe(name, watchdog_s=STUCK_S) if drill.fault == "hang" else site.recipe(name)
     run_dir = Path(recipe.run.output) / recipe.run.name
 
     def take_down() -> None:
@@ -241,7 +250,7 @@ def hold(drill: Drill, site: Site, undisturbed: list[float]) -> str:
     drill.between(site, recipe)
     if drill.server:
         site.start[drill.server]()
-    ends = start(recipe)
+    ends = start(site.recipe(name))
     if any(ends):
         return f"the second start ended with {ends}"
     return _wrong_place(drill, site, recipe) or _wrong_curve(recipe, undisturbed) or _wrong_tracking(recipe)
@@ -253,6 +262,10 @@ def _wrong_place(drill: Drill, site: Site, recipe: Recipe) -> str:
         return f"it did not go on from step {drill.resumes}"
     if drill.name.startswith("bit") and "has changed since it was written" not in said:
         return "the damage was not named"
+    if drill.fault == "hang":
+        stacks = (site.folder / recipe.run.name / "hangs" / f"rank-{RANKS - 1:05d}.before.txt").read_text()
+        if f"rank {RANKS - 1}: load of step 7" not in said or "in before" not in stacks:
+            return "the hang was not named"
     if drill.server == "s3" and "was not uploaded" not in said:
         return "the failed upload was not named"
     store = checkpoint_store(site.url, recipe.run.name)
@@ -326,12 +339,21 @@ def no_servers(folder: Path) -> Iterator[Site]:
     yield Site(folder, f"sqlite:///{folder / 'mlflow.db'}", str(folder / "store"))
 
 
+def show(name: str, ends: str, resumes: int, wrong: str) -> None:
+    print(f"| {name} | {ends} | {resumes or ''} | {wrong or 'passed'} |", flush=True)
+
+
+def _said(end: int) -> str:
+    return signal.Signals(-end).name if end < 0 else f"status {end}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="without servers")
     parser.add_argument("--ray", action="store_true", help="also on Ray")
     options = parser.parse_args()
     environment.prepare_deepspeed(0, cpu=True)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     for slow_to_import in SLOW_TO_IMPORT:  # once, and not in every rank of every start
         importlib.import_module(slow_to_import)
     with tempfile.TemporaryDirectory() as folder, (no_servers if options.short else servers)(Path(folder)) as site:
@@ -341,13 +363,15 @@ def main() -> None:
         undisturbed = losses(site.folder, "undisturbed")
         assert len(undisturbed) == STEPS and not any(map(math.isnan, undisturbed))
         found = {}
+        print("\n".join(HEAD), flush=True)
         # S3 last: what comes after it would miss it.
         for drill in ALONE if options.short else [*ALONE, *reversed(SERVED)]:
             found[drill.name] = hold(drill, site, undisturbed)
-            print(f"{drill.name:<40} {found[drill.name] or 'passed'}", flush=True)
+            show(drill.name, " and ".join(map(_said, sorted(set(drill.ends)))), drill.resumes, found[drill.name])
     if options.ray:
-        found["SIGTERM, lost node and new node on Ray"] = on_ray()
-        print(f"{'SIGTERM, lost node and new node on Ray':<40} {list(found.values())[-1] or 'passed'}", flush=True)
+        name = "on Ray: SIGTERM, then a lost node, then a new one"
+        found[name] = on_ray()
+        show(name, "nothing: Ray starts the ranks anew", 0, found[name])
     passed = sum(not wrong for wrong in found.values())
     print(json.dumps({"drills": len(found), "passed": passed}))
     sys.exit(passed != len(found))

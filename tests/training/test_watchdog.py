@@ -44,6 +44,7 @@ def test_a_stuck_rank_names_its_phase_and_shows_its_stacks(tmp_path, ended, caps
         dog.enter("backward", 7)
         stuck_here(over)
     assert exits[0] == EXIT_STUCK
+    assert (tmp_path / "rank-00000.before.txt").read_text() == "of an earlier start"
     report = (tmp_path / "rank-00000.txt").read_text()
     assert report.startswith("rank 0: backward of step 7, for 0 s\n")
     assert "Thread MainThread:" in report

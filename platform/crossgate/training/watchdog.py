@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -32,8 +32,9 @@ class Watchdog:
     """Ends this process when its rank has been in one phase for too long; a context manager around the steps.
 
     Each rank writes what it was doing and its stacks into the folder, waits a moment for the others to do the same,
-    and the first of them says it all in one line. A thread does so. Where a thread cannot run, since C code never
-    gives the interpreter back, the interpreter's own timer prints the stacks and ends the process.
+    and the first of them says it all in one line. A thread does so; where none can run, since C code never gives the
+    interpreter back, the interpreter's own timer prints the stacks and ends the process. The next start keeps the
+    reports as `rank-00000.before.txt`.
 
     Args:
         timeout_s: longest time in a phase, in seconds; 0 watches nothing.
@@ -49,7 +50,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._timeout:
-            self._report().unlink(missing_ok=True)  # of an earlier start
+            with suppress(FileNotFoundError):  # what an earlier start reported must not pass for this one's
+                self._report().replace(self._report().with_suffix(".before.txt"))
             self.beat()
             self._wind_up()
             self._thread.start()
