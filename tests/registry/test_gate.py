@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from crossgate.config import ReleaseConfig, TrackingConfig
 from crossgate.errors import UserError
 from crossgate.model.store import build_model, read_card, save_model
 from crossgate.registry.aliases import Decision, rollback
-from crossgate.registry.release import decide, load, release
+from crossgate.registry.card import description, model_card
+from crossgate.registry.release import decide, fetched, load, pinned_version, release
 
 NAME = "crossgate-violence"
 NO = Decision(False, ("REFUSED accuracy 0.1",))
@@ -129,9 +131,40 @@ def test_going_back_is_refused_in_one_line(run: Callable[[int], Path], monkeypat
     assert champion(uri.uri, name) == 1
 
 
-def test_the_card_says_on_what_it_was_measured(run: Callable[[int], Path], tmp_path: Path) -> None:
-    from crossgate.registry.card import model_card
+def test_what_is_not_there_and_what_nobody_can_say_are_two_things(
+    run: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "outages"
+    tracking = TrackingConfig(uri=release(run(1), ReleaseConfig(name=name), TrackingConfig()).tracking_uri)
+    uri = f"models:/{name}@champion"
 
+    def walked(uri: str) -> None:
+        with fetched(uri, tracking):
+            pass
+
+    for missing in (f"models:/{name}@nobody", "models:/nobody@champion", f"models:/{name}/9"):
+        for ask in (partial(load, tracking=tracking), partial(pinned_version, tracking=tracking), walked):
+            with pytest.raises(UserError, match="not in the registry"):
+                ask(missing)
+
+    def lost(*_: object, **__: object) -> None:
+        raise MlflowException("connection reset")
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError("no route to the bucket")
+
+    for place, failure in (
+        ("mlflow.MlflowClient.get_model_version_by_alias", lost),
+        ("mlflow.artifacts.download_artifacts", gone),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, failure)
+            for ask in (partial(load, tracking=tracking), walked):
+                with pytest.raises(UserError, match=r"the registry refused .*(connection reset|no route)"):
+                    ask(uri)
+
+
+def test_the_card_says_on_what_it_was_measured(run: Callable[[int], Path], tmp_path: Path) -> None:
     card = read_card(run(1) / "model")
     metrics = {
         "test/clips": 40.0,
@@ -150,6 +183,19 @@ def test_the_card_says_on_what_it_was_measured(run: Callable[[int], Path], tmp_p
         f"`{card.digest}`",
     ):
         assert part in text
+
+
+def test_a_long_card_fits_into_the_registrys_tables(run: Callable[[int], Path]) -> None:
+    """PostgreSQL refuses a description of more than 5000 characters; what is cut are rows of tables."""
+    tables = ("slice", "gate", "compare")
+    metrics = {f"test/{table}/without_{k}/accuracy_of_something": 0.5 for table in tables for k in range(99)}
+    card = read_card(run(1) / "model")
+    assert len(model_card(card, metrics, {})) > 5000
+    text = description(card, metrics, {})
+    assert len(text) <= 5000
+    for part in ("without_0/", "more in the run", "## Limits", "## Licence", card.digest):
+        assert part in text
+    assert description(card, {"test/clips": 9.0}, {}) == model_card(card, {"test/clips": 9.0}, {})
 
 
 def champion(uri: str, name: str = NAME) -> int:

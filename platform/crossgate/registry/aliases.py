@@ -21,7 +21,7 @@ CHALLENGER = "challenger"
 _BEFORE = "crossgate.{}_before"
 _SINCE = "crossgate.{}_since"
 _DECISION = "crossgate.decision"
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def holder(server: Server, name: str, alias: str) -> ModelVersion | None:
     try:
         return server.client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in _NOT_THERE:
+        if error.error_code in NOT_THERE:
             return None
         raise
 
@@ -142,7 +142,7 @@ def _has_version(server: Server, name: str, number: int) -> bool:
     try:
         server.client.get_model_version(name, str(number))
     except MlflowException as error:
-        if error.error_code not in _NOT_THERE:  # a server that is lost or forbids has not said that
+        if error.error_code not in NOT_THERE:  # a server that is lost or forbids has not said that
             raise
         return False
     return True

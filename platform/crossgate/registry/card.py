@@ -8,7 +8,8 @@ from typing import Any
 
 from crossgate.model.store import ModelCard
 
-_LONGEST = 60  # rows of a table of metrics; the rest is in the run
+_ROWS = 60  # of a table of metrics; the rest is in the run
+_DESCRIPTION = 5000  # characters that MLflow's tables hold; SQLite alone takes more
 # A metric stands in the first table whose prefix it has: the table of `test/` is printed after its parts' tables.
 _TABLES = (
     ("By slice of the test groups: classes, missing and degraded modalities", "test/slice/"),
@@ -19,13 +20,22 @@ _TABLES = (
 )
 
 
-def model_card(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> str:
+def description(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> str:
+    """Returns the card's text as far as a version's description can hold it: its tables are cut, nothing else."""
+    rows = _ROWS
+    while len(text := model_card(card, metrics, facts, rows)) > _DESCRIPTION and rows > 1:
+        rows //= 2
+    return text[:_DESCRIPTION]
+
+
+def model_card(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str, Any], rows: int = _ROWS) -> str:
     """Returns the card's text.
 
     Args:
         card: of the model directory.
         metrics: flat names; ``NAME_low`` and ``NAME_high`` are the 95 % interval of ``NAME``.
         facts: lineage, as label -> value; empty values are left out.
+        rows: of a table of metrics, at most.
     """
     clip = card.clip
     lines = [
@@ -48,9 +58,9 @@ def model_card(card: ModelCard, metrics: Mapping[str, float], facts: Mapping[str
     for title, prefix in _TABLES:
         own = [name for name in measured if name.startswith(prefix)]
         measured = [name for name in measured if name not in own]
-        rows = [(name.removeprefix(prefix), _number(metrics, name)) for name in own]
-        lines += _table(title, ("metric", "value (95 % interval by group)"), rows)
-    lines += _table("Also measured", ("metric", "value"), [(name, _number(metrics, name)) for name in measured])
+        found = [(name.removeprefix(prefix), _number(metrics, name)) for name in own]
+        lines += _table(title, ("metric", "value (95 % interval by group)"), found, rows)
+    lines += _table("Also measured", ("metric", "value"), [(name, _number(metrics, name)) for name in measured], rows)
     lines += ["## Limits", "", *(f"- {limit}" for limit in _limits(card)), ""]
     lines += [
         "## Licence",
@@ -82,11 +92,11 @@ def _limits(card: ModelCard) -> list[str]:
     return limits
 
 
-def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
+def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]], longest: int = _ROWS) -> list[str]:
     if not rows:
         return []
-    shown = [f"| {name} | {value} |" for name, value in rows[:_LONGEST]]
-    more = [f"| ... | {len(rows) - _LONGEST} more in the run |"] if len(rows) > _LONGEST else []
+    shown = [f"| {name} | {value} |" for name, value in rows[:longest]]
+    more = [f"| ... | {len(rows) - longest} more in the run |"] if len(rows) > longest else []
     return [f"## {title}", "", f"| {head[0]} | {head[1]} |", "| --- | --- |", *shown, *more, ""]
 
 

@@ -7,7 +7,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from crossgate.config import ReleaseConfig, TrackingConfig
 from crossgate.errors import UserError
 from crossgate.model.store import ModelCard, model_directory, read_card
-from crossgate.registry.aliases import CHALLENGER, Decision, challenge, explained, hand_on, holder, model_of
-from crossgate.registry.card import model_card
+from crossgate.registry.aliases import CHALLENGER, NOT_THERE, Decision, challenge, explained, hand_on, holder, model_of
+from crossgate.registry.card import description, model_card
 from crossgate.registry.package import package_model
 from crossgate.tracking import Server, connect, deliver, known_run
 
@@ -131,18 +131,11 @@ def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = 
     import mlflow.artifacts
     import mlflow.pyfunc
 
+    version = _known(server, uri)
     with tempfile.TemporaryDirectory() as scratch:  # a loaded model needs its files no more
-        try:
-            version = _resolved(server, uri)
+        with explained(server, uri):
             source = server.client.get_model_version_download_uri(version.name, version.version)
             folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=server.uri, dst_path=scratch)
-        except UserError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(
-                f"not in the registry ({reason})", where=uri, cure="see its models and aliases in MLflow"
-            ) from None
         paths = list(sys.path)
         try:
             return mlflow.pyfunc.load_model(folder, model_config=settings or None)
@@ -170,20 +163,26 @@ def fetched(uri: str, tracking: TrackingConfig, output: str | Path = "runs") -> 
         UserError: no such model, or the server is unreachable.
     """
     server = connect(tracking, output)
-    with model_of(server, _known(server, uri)) as folder:
+    version = _known(server, uri)
+    with ExitStack() as stack:
+        with explained(server, uri):
+            folder = stack.enter_context(model_of(server, version))
         yield folder
 
 
 def _known(server: Server, uri: str) -> ModelVersion:
-    """Returns the version; one that is not there is a `UserError`."""
+    """Returns the version; that it is not there, and that nobody can say, are two `UserError`s."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        return _resolved(server, uri)
-    except MlflowException as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        cure = "see its models and aliases in MLflow"
-        raise UserError(f"not in the registry ({reason})", where=uri, cure=cure) from None
+    with explained(server, uri):
+        try:
+            return _resolved(server, uri)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            reason = str(error).strip().splitlines()[0][:200]
+            cure = "see its models and aliases in MLflow"
+            raise UserError(f"not in the registry ({reason})", where=uri, cure=cure) from None
 
 
 def _finished_run(run_dir: Path) -> tuple[ModelCard, dict[str, float], dict[str, Any]]:
@@ -256,7 +255,6 @@ def _register(
         )
         client.log_model_artifacts(stored.model_id, str(package))
         client.finalize_logged_model(stored.model_id, "READY")
-        description = (package / "README.md").read_text()
     try:
         client.create_registered_model(name, description=f"crossgate {card.task}: {', '.join(card.classes)}")
     except MlflowException as error:
@@ -271,7 +269,7 @@ def _register(
         run_id=run_id or None,
         model_id=stored.model_id if on_server or run_id else None,
         tags={**lineage, _DIGEST_TAG: card.digest},
-        description=description,
+        description=description(card, metrics, lineage),
     )
 
 
