@@ -133,6 +133,7 @@ def test_two_ranks_train_like_one(tmp_path, plain):
     cases[1]["sections"]["engine"]["accumulation"] = 2
     for process in spawn(cases, tmp_path, 2):
         assert process.returncode == 0, process.stdout[-3000:]
+        assert "needless: []" in process.stdout  # six seconds of every start
     for case in cases:
         assert losses(tmp_path, case["name"]) == pytest.approx(plain[0], **CLOSE), case["name"]
         best = next((tmp_path / case["name"] / "checkpoints").glob("*/weights.safetensors"))

@@ -254,6 +254,7 @@ def main() -> None:
                 validated=case.get("validated", True),
             )
     leave_world()
+    print("needless:", sorted({"mlflow", "torch._inductor.compile_fx"} & sys.modules.keys()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +204,13 @@ def _import_deepspeed(world: World) -> Any:
     environment.prepare_deepspeed(world.local_rank, cpu=world.device.type == "cpu")
     # DeepSpeed calls collectives that torch has renamed; the user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    with _quiet(), _without_stderr():
+    with _quiet(), _without_stderr(), _lean():
         import deepspeed
         import deepspeed.comm
         import deepspeed.ops
+
+        with suppress(ImportError):  # other versions may have none
+            import deepspeed.runtime.zero.muon.muon_optimizer
 
         if world.device.type == "cpu":
             # Shared-memory collectives would be compiled for one to two minutes at the first start; gloo does as well.
@@ -260,6 +263,26 @@ def _without_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _lean() -> Iterator[None]:
+    """Keeps imports from loading what is not used here: six seconds of every start of a process.
+
+    DeepSpeed's autotuner looks whether there is an MLflow, by loading it; its Muon would be compiled, for which all of
+    PyTorch's compiler is loaded.
+    """
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    compiler = torch.compile
+    torch.compile = lambda model=None, **options: model or (lambda function: function)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+        if hidden:
+            del sys.modules["mlflow"]
 
 
 class _quiet(warnings.catch_warnings):
