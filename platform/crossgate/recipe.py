@@ -26,6 +26,7 @@ _OPERATIONAL_KEYS = {
     "training": (
         "log_every",
         "save_every",
+        "save_minutes",
         "keep",
         "checkpoint_url",
         "nonfinite_skips",

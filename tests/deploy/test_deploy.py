@@ -212,7 +212,7 @@ def test_the_diff_is_shown_and_nothing_is_written_unless_asked(tmp_path: Path, s
         ({"nodes": 8}, "quota is 32"),
         ({"cpus_per_node": 64}, "cluster.cpus_per_worker to 8 or less"),
         ({"gpu_per_node": 4}, "gpus_per_node"),
-        ({"spot": True, "recipe": "epochs.yaml"}, "training.save_every"),
+        ({"spot": True, "recipe": "epochs.yaml"}, "training.save_minutes"),
         ({"recipe": "finetune.yaml"}, "kind 'pretrain'"),
         ({"recipe": "none.yaml"}, "no such recipe"),
     ],
@@ -228,11 +228,11 @@ def test_what_cannot_work_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("job", ["finetune", "search"])
-def test_every_trained_job_on_spot_nodes_must_save_by_step(tmp_path: Path, manifests: Path, job: str) -> None:
+def test_every_trained_job_on_spot_nodes_must_save_within_an_epoch(tmp_path: Path, manifests: Path, job: str) -> None:
     recipe = manifests / "jobs" / job / f"{job}.yaml"
-    recipe.write_text(recipe.read_text().replace(", save_every: 200", ""))
+    recipe.write_text(recipe.read_text().replace(", save_minutes: 10", ""))
     build(load_settings(settings_file(tmp_path)), manifests)
-    with pytest.raises(UserError, match=rf"{job}.yaml: spot nodes .* set training.save_every"):
+    with pytest.raises(UserError, match=rf"{job}.yaml: spot nodes .* set training.save_minutes"):
         build(load_settings(settings_file(tmp_path, spot=True)), manifests)
 
 

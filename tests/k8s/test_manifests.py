@@ -167,8 +167,16 @@ def test_spot_takes_workers_only() -> None:
         assert worker["nodeSelector"] == {"karpenter.sh/capacity-type": "spot"}
         assert worker["terminationGracePeriodSeconds"] == 120
         recipe = recipe_of(job, objects_of("prod"))
-        if recipe is not None and recipe.kind == "pretrain":
-            assert recipe.training.save_every > 0  # what a lost node costs is bounded
+        if recipe is not None and recipe.kind != "evaluate":
+            assert recipe.training.save_minutes > 0  # what a lost node costs is bounded
+
+
+@pytest.mark.parametrize("name", ["gpu", "prod"])
+def test_checkpoints_of_the_clouds_are_uploaded(name: str) -> None:
+    found = objects_of(name)
+    recipes = [recipe_of(job, found) for job in found if job["kind"] == "RayJob"]
+    trained = [recipe for recipe in recipes if recipe is not None and recipe.kind in ("pretrain", "finetune")]
+    assert len(trained) == 2 and all(recipe.training.checkpoint_url.startswith("s3://") for recipe in trained)
 
 
 def test_prod_keeps_its_records_in_postgres_and_tells_nobody_the_password() -> None:

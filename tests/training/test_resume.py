@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,20 @@ def test_best_weights_are_kept_and_given_back(undisturbed, copied):
     from tiny_run import validate
 
     assert validate(task.eval(), 0)["val/accuracy"] == pytest.approx(best)
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(0.0, [8, 12]), (1.0, [3, 6, 8, 11, 12])])
+def test_checkpoints_come_by_the_clock_besides(tmp_path, monkeypatch, minutes, saved):
+    """A step takes 20 seconds; whatever saves starts the minute anew."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("crossgate.training.loop.time", clock)
+
+    def step(number: int) -> None:
+        clock.now += 20.0
+
+    training = {"save_every": 8, "save_minutes": minutes, "keep": 9}
+    run_fit(tiny_recipe(tmp_path, "run", training=training), on_step=step, validated=False)
+    assert steps(tmp_path / "run") == [f"step-{number:08d}" for number in saved]
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):

@@ -72,6 +72,9 @@ class TrainingConfig(Config):
     """Steps between validations (0: at each epoch's end)."""
     save_every: Count = 0
     """Steps between checkpoints (0: at each epoch's end)."""
+    save_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """Minutes between checkpoints by rank 0's clock, besides those by steps (0: by steps alone): what a lost node costs
+    is then the same at any speed."""
     keep: Positive = 2
     """Checkpoints kept; the best one by validation is kept besides."""
     watchdog_s: Annotated[float, Field(ge=0)] = 900.0

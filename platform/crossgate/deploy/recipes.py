@@ -79,11 +79,11 @@ def _refuse_misfit(recipe: Recipe, settings: DeployConfig, path: Path) -> None:
 
 
 def _refuse_rare_checkpoints(recipe: Recipe, path: Path) -> None:
-    if not recipe.training.save_every:
+    if not (recipe.training.save_every or recipe.training.save_minutes):
         raise UserError(
             "spot nodes and a checkpoint at each epoch's end only",
             where=path,
-            cure="set training.save_every: a lost node costs that many steps",
+            cure="set training.save_minutes: a lost node costs that much work",
         )
 
 

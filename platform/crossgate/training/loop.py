@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,7 @@ class _Run:
         self.meters = Meters(recipe.data.global_batch, world.ranks, world.device, precision=recipe.engine.precision)
         self.line = ProgressLine(recipe.run.name, self.total, enabled=world.leads)
         self.step = self.resumed_from = self.saved_step = self.best_step = 0
+        self.saved_at = time.monotonic()
         self.rolled_back = False
         self.best_value: float | None = None
         self.metrics: dict[str, float] = {}
@@ -245,6 +247,7 @@ class _Run:
             while self.step < self.total:
                 self._train_step(batches)
                 self._do_what_is_due()
+                self._look_at_the_clock(requests)
                 asked = agreed(requests.take())
                 if asked and self.step < self.total:
                     self._save()
@@ -265,6 +268,13 @@ class _Run:
             self._validate()
         if last or self.step % self.save_every == 0 or self.rolled_back:
             self._save()
+
+    def _look_at_the_clock(self, requests: Requests) -> None:
+        """Asks for a checkpoint, of all ranks, where the last one is too long ago."""
+        minutes, now = self.recipe.training.save_minutes, time.monotonic()
+        if minutes and self.world.leads and now - self.saved_at >= 60 * minutes:
+            self.saved_at = now  # asked once: several ranks need another step to agree
+            requests.ask_to_save()
 
     def _begin(self, phase: Phase) -> None:
         self.watchdog.enter(phase, self.step)
@@ -394,7 +404,7 @@ class _Run:
                 kept = prune(self.run_dir, self.recipe.training.keep, self.step, self.best_step, busy)
                 if self.uploader:
                     self.uploader.put(path, kept)
-        self.saved_step, self.rolled_back = self.step, False
+        self.saved_step, self.rolled_back, self.saved_at = self.step, False, time.monotonic()
         self.nonfinite.saved()
 
     def _finish_upload(self) -> None:
