@@ -71,10 +71,11 @@ class Drill:
     Args:
         folder: for volumes and the S3 server.
         say: told what has come true.
+        clips: that the job generates, instead of the overlay's number (0).
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path, say: Callable[[str], None], clips: int = 0) -> None:
+        self.folder, self.say, self.clips = folder, say, clips
         (folder / "node").mkdir()
         (folder / "s3").mkdir()
 
@@ -89,6 +90,9 @@ class Drill:
         recipe["training"]["checkpoint_url"] = f"s3://{BUCKET}/checkpoints"
         things[RECIPE]["data"]["pretrain.yaml"] = yaml.safe_dump(recipe)
         self.name, self.job = recipe["run"]["name"], things["RayJob/pretrain"]
+        if self.clips:
+            (synth, _) = self.job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["initContainers"]
+            synth["command"] = [re.sub(r"^--clips=.*", f"--clips={self.clips}", word) for word in synth["command"]]
         with Node.up(self.folder / "node", list(things.values())) as self.node:
             self.track()
             with s3_server.seaweed(self.folder / "s3", self.node.gateway) as self.url:
@@ -203,6 +207,7 @@ def main() -> None:
     """Holds the drill; the last line is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, help="an empty folder that volumes and logs stay in")
+    parser.add_argument("--clips", type=int, default=0, help="generate so many instead of the overlay's number")
     chosen = parser.parse_args()
     image = next(t for t in objects_of("local") if named(t) == "Deployment/mlflow")
     reason = missing(image["spec"]["template"]["spec"]["containers"][0]["image"])
@@ -213,7 +218,9 @@ def main() -> None:
         folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossgate-drill-")))
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
-        figures = Drill(folder, lambda text: print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)).run()
+        figures = Drill(
+            folder, lambda text: print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True), chosen.clips
+        ).run()
     print(json.dumps({"drill": "passed", **figures, "seconds": round(time.monotonic() - began)}))
 
 

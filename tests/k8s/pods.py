@@ -82,7 +82,13 @@ class Node:
 
     def run(self, name: str, pod: Object, container: Object, command: list[str], **how: Any) -> str:
         """Runs a container of a pod to its end; returns what it said."""
-        return podman("run", "--rm", *self._words(name, pod, container, **how), container["image"], *command)
+        full = f"{name}-{uuid.uuid4().hex[:8]}"
+        words = self._words(name, pod, container, **how)
+        self.running.append(full)
+        try:
+            return podman("run", "--name", full, *words, container["image"], *command, timeout=1200)
+        finally:
+            self.kill(full)
 
     def start(self, name: str, pod: Object, container: Object, command: list[str], **how: Any) -> str:
         """Starts a container of a pod that stays; returns its full name."""
@@ -159,6 +165,8 @@ class Node:
                 claim["metadata"]["annotations"] = {"volume.podman.io/uid": owner, "volume.podman.io/gid": owner}
                 documents.insert(0, claim)
                 self.claims.append(source["claimName"])
+        for container in spec["containers"]:
+            container.pop("ports")  # podman would take the same ones of this machine
         spec["hostAliases"] = [{"ip": address, "hostnames": [host]} for host, address in self.hosts.items()]
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump_all(documents))
