@@ -103,7 +103,10 @@ def worker_environment(source_root: Path) -> dict[str, str]:
     """What Ray's workers need to import this package, installed there or not, and to cache shards where we do."""
     paths = [str(source_root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     kept = {name: os.environ[name] for name in ("CROSSGATE_CACHE",) if name in os.environ}
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), **kept}
+    # A trial that Tune stops ends its MLflow run and its uploads first; by default the next one in its process fails
+    # where that takes more than two seconds.
+    patience = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "600"}
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), **kept, **patience}
 
 
 def snapshot() -> dict[str, str]:

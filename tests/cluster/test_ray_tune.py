@@ -57,6 +57,7 @@ def test_halving_prunes_what_is_behind_and_optuna_goes_on_where_it_was(tmp_path,
     first = search(recipe, "tiny_run:run_heard_trial")
     ended = [trial.status for trial in first.trials]
     assert len(ended) == 6 and "pruned" in ended and ended[0] == "finished"
+    assert "failed" not in ended, "a trial died of the slow end of the one before it"
     started = sorted(path.name for path in (tmp_path / "study").glob("*.started"))
     pruned = next(trial for trial in first.trials if trial.status == "pruned")
     assert 0 < pruned.step < 12

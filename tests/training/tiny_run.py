@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -225,10 +226,17 @@ def run_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
 
 
 def run_heard_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
-    """A trial that is heard at each validation before the last."""
+    """A trial that is heard at each validation before the last; the first to be stopped takes its time to end."""
     marker = Path(recipe.run.output) / f"{recipe.run.name}.started"
     marker.write_text(marker.read_text() + "x" if marker.exists() else "x")
-    return {"step": run_fit(recipe, heard=heard).best_step}
+    try:
+        return {"step": run_fit(recipe, heard=heard).best_step}
+    except BaseException:
+        stopped = Path(recipe.run.output) / "stopped"
+        if not stopped.exists():
+            stopped.touch()
+            time.sleep(3)
+        raise
 
 
 def main() -> None:
