@@ -4,10 +4,11 @@
 
 One model, one batch in memory, one process a rank with one thread. In each round the bare loop and each layer train
 in turn in the same processes, `--steps` steps apiece, so that the machine's other work meets all alike: the loop with
-torch's AdamW and clipping (for two ranks under DDP), DeepSpeed's engine alone, and `fit` as every run goes through
-it, with logging and metrics. Ratios are medians over rounds. Ray Train adds processes around these ranks, nothing to a
-step. The last line is one JSON object: `clips_ratio_1`, `clips_ratio_2` (of `fit` to the bare loop, one and two ranks),
-`upload_bump_pct` (step time while a checkpoint is uploaded over step time otherwise), `start_s`.
+torch's AdamW and clipping (for two ranks under DDP), the same with torch's fused AdamW, DeepSpeed's engine as `Driver`
+steps it, and `fit` as every run goes through it, with logging and metrics. Ratios are medians over rounds. Ray Train
+adds processes around these ranks, nothing to a step. The last line is one JSON object: `clips_ratio_1`, `clips_ratio_2`
+(of `fit` to the bare loop, one and two ranks), the same with `_fused` (to the loop with that), `upload_bump_pct` (step
+time while a checkpoint is uploaded over step time otherwise), `start_s`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,12 @@ from crossgate.config import OptimConfig, Recipe
 from crossgate.recipe import parse_recipe
 from crossgate.stream.storage import Store
 from crossgate.training import loop
+from crossgate.training.driver import Driver
 from crossgate.training.engine import build_engine
 from crossgate.training.upload import Uploader
 from crossgate.training.world import World, current_world, leave_world
 
-LAYERS = ("bare", "engine", "fit")
+LAYERS = ("bare", "bare, fused AdamW", "engine", "fit")
 
 
 @dataclass
@@ -120,10 +123,10 @@ def share(options: argparse.Namespace, world: World) -> Batch:
 # ---- the layers: each returns seconds a step -------------------------------------------------------------------
 
 
-def bare(options: argparse.Namespace, world: World, folder: str) -> float:
+def bare(options: argparse.Namespace, world: World, folder: str, *, fused: bool = False) -> float:
     task: nn.Module = Task(options.width)
     config = OptimConfig()
-    optimizer = torch.optim.AdamW(task.parameter_groups(config), lr=config.lr, betas=config.betas)  # type: ignore[operator]
+    optimizer = torch.optim.AdamW(task.parameter_groups(config), lr=config.lr, betas=config.betas, fused=fused)  # type: ignore[operator]
     model = nn.parallel.DistributedDataParallel(task) if world.ranks > 1 else task
     batch = share(options, world)
 
@@ -138,13 +141,15 @@ def bare(options: argparse.Namespace, world: World, folder: str) -> float:
 
 
 def engine(options: argparse.Namespace, world: World, folder: str) -> float:
-    made = build_engine(Task(options.width), recipe(folder, "engine", options.steps, options.batch), world)
+    config = recipe(folder, "engine", options.steps, options.batch)
+    made = build_engine(Task(options.width), config, world)
+    driver = Driver(made, config, world, lambda part: None)
     batch = share(options, world)
 
     def step() -> None:
-        loss, _ = made(batch)
-        made.backward(loss)
-        made.step()
+        loss, _ = driver(batch)
+        driver.backward(loss)
+        driver.step()
 
     made.train()
     seconds = timed(step, options.steps)
@@ -181,7 +186,7 @@ def rank(number: int, ranks: int, port: int, options: argparse.Namespace, folder
     seconds: dict[str, list[float]] = {layer: [] for layer in LAYERS}
     for turn in range(options.rounds + 1):  # the first one warms up
         for layer in LAYERS if turn % 2 else reversed(LAYERS):
-            taken = {"bare": bare, "engine": engine, "fit": fit}[layer](options, world, folder)
+            taken = (bare, partial(bare, fused=True), engine, fit)[LAYERS.index(layer)](options, world, folder)
             if turn:
                 seconds[layer].append(taken)
     if world.leads:
@@ -231,15 +236,16 @@ def upload_bump(options: argparse.Namespace, folder: str) -> float:
     loop.fit(Task(options.width), Loader(share(options, world)), config, Path(folder) / "uploaded", world)
     path = Path(folder) / "uploaded" / "checkpoints" / "step-00000003"
     made = build_engine(Task(options.width), config, world)
+    driver = Driver(made, config, world, lambda part: None)
     batch = share(options, world)
     store = Slow(f"{folder}/store")
     uploader = Uploader(store, lambda said: None)
 
     def step() -> float:
         begun = time.perf_counter()
-        loss, _ = made(batch)
-        made.backward(loss)
-        made.step()
+        loss, _ = driver(batch)
+        driver.backward(loss)
+        driver.step()
         return time.perf_counter() - begun
 
     for _ in range(3):
@@ -302,8 +308,9 @@ def main() -> None:
             for layer in LAYERS:
                 ratio = statistics.median(b / s for b, s in zip(found["bare"], found[layer]))
                 lines.append(f"| {ranks} | {layer} | {1000 * statistics.median(found[layer]):.1f} | {ratio:.3f} |")
-                if layer == "fit":
-                    summary[f"clips_ratio_{ranks}"] = round(ratio, 3)
+            for name, against in (("", "bare"), ("_fused", "bare, fused AdamW")):
+                ratio = statistics.median(b / s for b, s in zip(found[against], found["fit"]))
+                summary[f"clips_ratio_{ranks}{name}"] = round(ratio, 3)
         summary["upload_bump_pct"] = round(upload_bump(options, folder), 1)
     parts = start_parts()
     summary["start_s"] = round(sum(parts.values()), 2)

@@ -133,6 +133,20 @@ def test_a_gradient_that_is_not_finite_is_found_without_clipping_too(tmp_path, m
     assert curve[6] != pytest.approx(curve[5])
 
 
+def test_a_loss_that_is_not_finite_spoils_its_step_though_the_gradient_is(tmp_path, monkeypatch):
+    forward, calls = TinyTask.forward, []
+
+    def infinite(self, batch):
+        loss, report = forward(self, batch)
+        calls.append(1)
+        return (loss + math.inf if len(calls) == 6 else loss), report
+
+    monkeypatch.setattr(TinyTask, "forward", infinite)
+    run_fit(tiny_recipe(tmp_path, "run", training={"nonfinite_skips": 1}), validated=False)
+    monkeypatch.undo()
+    assert agree(losses(tmp_path, "run"), plain({6}))
+
+
 class Reads(TorchDispatchMode):
     """Counts the times that the host reads a number from a tensor, for which a GPU must have done everything before."""
 
