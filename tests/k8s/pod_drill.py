@@ -1,6 +1,6 @@
 """The containers' drill: the local overlay without a cluster, its head killed half-way.
 
-    podman build -f k8s/image/Containerfile -t crossgate:0.1.0 .
+    podman build --format docker -f k8s/image/Containerfile -t crossgate:0.1.0 .
     python tests/k8s/pod_drill.py
 
 The rendered tracking server runs by `podman kube play`. Head and worker run by the commands that KubeRay makes of the
@@ -212,7 +212,7 @@ def main() -> None:
     image = next(t for t in objects_of("local") if named(t) == "Deployment/mlflow")
     reason = missing(image["spec"]["template"]["spec"]["containers"][0]["image"])
     if reason:
-        sys.exit(f"{reason}: podman build -f k8s/image/Containerfile -t crossgate:0.1.0 .")
+        sys.exit(f"{reason}: podman build --format docker -f k8s/image/Containerfile -t crossgate:0.1.0 .")
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossgate-drill-")))

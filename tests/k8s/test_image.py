@@ -1,6 +1,6 @@
 """The image itself, where it was built: as nobody special, on a read-only root, through the local overlay's own job.
 
-podman build -f k8s/image/Containerfile -t crossgate:0.1.0 .
+podman build --format docker -f k8s/image/Containerfile -t crossgate:0.1.0 .
 pytest -m slow tests/k8s/test_image.py
 """
 

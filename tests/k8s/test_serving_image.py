@@ -1,6 +1,6 @@
 """The serving image, where it was built: a model released into the rendered registry and served as rendered.
 
-podman build -f k8s/image/Containerfile.serving -t crossgate-serving:0.1.0 .
+podman build --format docker -f k8s/image/Containerfile.serving -t crossgate-serving:0.1.0 .
 pytest -m slow tests/k8s/test_serving_image.py
 """
 
