@@ -6,6 +6,7 @@ Field docstrings are the documentation: ``crossgate explain`` prints them.
 from crossgate.config.base import Config, Count, Fraction, Positive
 from crossgate.config.data import AugmentConfig, CacheConfig, ClipConfig, CorpusConfig, DataConfig
 from crossgate.config.model import EncoderConfig, FusionConfig, ModelConfig
+from crossgate.config.pretext import PretextConfig
 from crossgate.config.results import EvaluationConfig, ReleaseConfig
 from crossgate.config.search import Choice, Range, SearchConfig
 from crossgate.config.study import StudyConfig
@@ -33,6 +34,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "Positive",
+    "PretextConfig",
     "PretrainConfig",
     "Range",
     "Recipe",

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from crossgate.config.base import Config, Fraction
+from crossgate.config.pretext import PretextConfig
 
 
 class PretrainConfig(Config):
-    """Cross-modal contrast."""
+    """Cross-modal contrast, and pretext tasks beside it."""
 
     objective: Literal["infonce", "siglip", "vicreg"] = "infonce"
     """`infonce` finds each clip among the global batch; `siglip` asks of each pair of clips whether they are one (start
@@ -28,6 +29,17 @@ class PretrainConfig(Config):
     """Weight of the contrast between the fused embedding and each modality, which trains gate and fusion."""
     exclude_group: bool = True
     """Clips of the same group are no negatives of one another."""
+    contrast: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the contrast, the fused one included (0: pretext tasks only; gate and fusion do not learn, and the last
+    weights are kept)."""
+    pretext: PretextConfig = PretextConfig()
+    """Tasks that need no labels, beside the contrast."""
+
+    @model_validator(mode="after")
+    def _learns(self) -> PretrainConfig:
+        if not self.contrast and not (self.pretext.tasks and self.pretext.weight):
+            raise ValueError("nothing is left to learn: contrast is 0 and there are no pretext tasks")
+        return self
 
 
 class FinetuneConfig(Config):

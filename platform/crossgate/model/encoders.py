@@ -44,13 +44,16 @@ class Encoder(nn.Module):
         self._recomputed = False
 
     def forward(self, stream: Tensor) -> Tensor:
+        return self.norm(self.temporal(self.frames(stream)))
+
+    def frames(self, stream: Tensor) -> Tensor:
+        """Returns a feature of each frame, ``(B, T, C, H, W) -> (B, T, D)``: what is pooled over time."""
         batch, frames = stream.shape[:2]
         pictures = stream.flatten(0, 1)  # (B * T, C, H, W)
         pictures = pictures.to(torch.promote_types(self.mean.dtype, torch.float32))
         pictures = (pictures - self.mean) / self.std
         pictures = pictures.to(self.project.weight.dtype).contiguous(memory_format=torch.channels_last)
-        features = self.project(self._seen(pictures))  # (B * T, D)
-        return self.norm(self.temporal(features.unflatten(0, (batch, frames))))
+        return self.project(self._seen(pictures)).unflatten(0, (batch, frames))
 
     def checkpoint_activations(self) -> None:
         """Keeps few activations of the backbone for the backward pass and computes the others again then.

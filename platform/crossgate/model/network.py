@@ -93,6 +93,14 @@ class MultimodalNetwork(nn.Module):
                 features.append(feature.masked_fill(~here.unsqueeze(-1), 0))
         return torch.stack(features, dim=1)  # (B, M, D)
 
+    def frame_features(self, name: str, stream: Tensor, here: Tensor) -> Tensor:
+        """Returns the features ``(B, T, D)`` of the frames of one modality, zeros where `here` ``(B,)`` says absent."""
+        absent = ~here
+        stream = stream.masked_fill(absent.view(-1, *[1] * (stream.ndim - 1)), 0)
+        encoder = self.encoders[name]
+        assert isinstance(encoder, Encoder)
+        return encoder.frames(stream).masked_fill(absent.view(-1, 1, 1), 0)
+
     def encode(self, streams: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Returns `raw_features`, standardised where `standardise` was called: what gate, fusion and heads see."""
         raw = self.raw_features(streams, present)

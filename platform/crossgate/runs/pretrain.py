@@ -31,6 +31,7 @@ def run(recipe: Recipe) -> dict[str, float]:
     """
     with open_run(recipe, required=NEEDED) as context:
         task = build_task(recipe, context.index.vocabularies)
+        selects = recipe.data.val and recipe.pretrain.contrast  # without contrast, retrieval would choose by chance
         result = fit(
             task,
             context.training_loader(),
@@ -38,7 +39,7 @@ def run(recipe: Recipe) -> dict[str, float]:
             context.directory,
             context.world,
             tracker=context.tracker,
-            validate=(lambda task, step: _validate(task, context)) if recipe.data.val else None,
+            validate=(lambda task, step: _validate(task, context)) if selects else None,
             selection=Selection("val/retrieval/mean/r_at_1", "higher"),
             save_model=lambda task, folder: save_model(folder, task.model, _card(context)),
         )

@@ -1,4 +1,4 @@
-"""Contrastive pretraining: all pairs of modalities, and each modality against the fusion of the others."""
+"""Pretraining: contrast of all pairs of modalities and of each with the fusion of the others, and pretext tasks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from crossgate.objectives.infonce import Contrast, Views, infonce
 from crossgate.objectives.siglip import siglip
 from crossgate.objectives.vicreg import vicreg
 from crossgate.tasks.encoded import Encoded
+from crossgate.tasks.pretext import Pretext
 from crossgate.tasks.task import Prediction, Report, Task, gate_measures, global_means
 
 
 class PretrainTask(Task):
-    """Cross-modal contrast by the recipe's objective; the fused contrast trains gate and fusion.
+    """Cross-modal contrast by the recipe's objective; the fused contrast trains gate and fusion. Pretext tasks beside
+    it, where the recipe names some.
 
     Args:
         recipe: `model`, `data.clip`, `pretrain`, `run.seed`.
 
     Raises:
-        UserError: for a backbone or fusion that cannot be used, or a core modality that is not there.
+        UserError: for a backbone or fusion that cannot be used, a core modality that is not there, or a pretext task
+            that the recipe's clips cannot be asked.
     """
 
     model: ContrastiveModel
@@ -37,18 +40,21 @@ class PretrainTask(Task):
         ranked = config.objective != "vicreg"  # which has no temperature
         super().__init__(recipe, ContrastiveModel(network, config.temperature, config.learn_temperature and ranked))
         self.fused_weight, self.exclude_group = config.fused_weight, config.exclude_group
-        self.objective, self.tile = config.objective, config.tile
+        self.objective, self.tile, self.contrast = config.objective, config.tile, config.contrast
         if config.objective == "siglip":
             self.bias = nn.Parameter(torch.tensor([-10.0]))  # of the loss, not of the model that is kept
         count = len(self.modalities)
         self.pairs = [pair for pair in combinations(range(count), 2) if self._wanted(pair, config.core)]
         self.fused_pairs = [(m, count + m) for m in range(count)]  # views: M modalities, then their M targets
+        self.pretext_weight = config.pretext.weight
+        self.pretext = Pretext(config.pretext, recipe.data.clip, recipe.model.dim) if config.pretext.tasks else None
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Report]:
         return self.score(self.encode(batch))
 
     def encode(self, batch: ClipBatch) -> Encoded:
-        """Returns what the contrast needs of the clips: a row a clip, which no other clip has a part in."""
+        """Returns what the objective needs of the clips: a row a clip, which no other clip has a part in."""
+        step = self.forwards // self.accumulation
         output = self.model(batch.streams, batch.present, self.draws(batch))
         rows = {
             "embeddings": torch.cat([output.embeddings, output.targets], dim=1),  # (B, 2M, E)
@@ -62,6 +68,9 @@ class PretrainTask(Task):
             "visible": output.visible,
             "group": batch.group if self.exclude_group else batch.clip,  # a clip drawn twice is no negative either way
         }
+        if self.pretext is not None:
+            answers = self.pretext.ask(self.model.network, batch, output.features, self.seed, step)
+            rows, facts = rows | answers.rows, facts | {"pretext": answers.labels}
         return Encoded({name: value for name, value in rows.items() if value is not None}, scalars, facts)
 
     def score(self, encoded: Encoded) -> tuple[Tensor, Report]:
@@ -72,9 +81,14 @@ class PretrainTask(Task):
         everywhere = views.gathered()
         pairs = self._contrast(views, everywhere, self.pairs, encoded.scalars)
         fused = self._contrast(views, everywhere, self.fused_pairs, encoded.scalars)
-        loss = pairs.loss + self.fused_weight * fused.loss
-        loss, gate = self.regularised(loss, weights, routing, facts["visible"])
-        return loss, self._report(loss, pairs, fused, encoded, everywhere) | gate
+        loss, gate = self.regularised(pairs.loss + self.fused_weight * fused.loss, weights, routing, facts["visible"])
+        loss = self.contrast * loss
+        measured = gate_measures(self.modalities, weights, facts["present"])
+        if self.pretext is not None:
+            mixed, asked = self.pretext.score(rows, facts["pretext"], facts["present"])
+            loss, gate["loss/pretext"] = loss + self.pretext_weight * mixed, mixed.detach()
+            measured |= asked
+        return loss, self._report(loss, pairs, fused, encoded, everywhere) | gate | global_means(measured)
 
     def _wanted(self, pair: tuple[int, int], core: str) -> bool:
         if core and core not in self.modalities:
@@ -106,7 +120,7 @@ class PretrainTask(Task):
             report[f"loss/fused_{name}"] = value
         for m, name in enumerate(names):
             report[f"embedding/std_{name}"] = spread(everywhere.embeddings[:, m], everywhere.present[:, m])
-        return report | global_means(gate_measures(names, encoded.rows.get("weights"), encoded.facts["present"]))
+        return report
 
     def _predict(self, batch: ClipBatch) -> Prediction:
         output = self.model(batch.streams, batch.present)
