@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import threading
 
 import cv2
 import numpy as np
@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 PRESET = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
 
 
-@lru_cache(maxsize=1)
-def _estimator() -> cv2.DISOpticalFlow:
-    return cv2.DISOpticalFlow.create(PRESET)
+class _Estimator(threading.local):
+    """One a thread: it keeps its pyramids between calls, and two threads in the same one end the process."""
+
+    def __init__(self) -> None:
+        self.search = cv2.DISOpticalFlow.create(PRESET)
+
+
+_ESTIMATOR = _Estimator()
 
 
 def pair_flow(before: NDArray[np.uint8], after: NDArray[np.uint8], seconds: float) -> NDArray[np.float32]:
@@ -28,7 +33,7 @@ def pair_flow(before: NDArray[np.uint8], after: NDArray[np.uint8], seconds: floa
     grey = [np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)) for picture in (before, after)]
     if min(grey[0].shape) < 16:  # below the smallest patch of the search
         return np.zeros((*grey[0].shape, 2), np.float32)
-    pixels = _estimator().calc(grey[0], grey[1], None)  # type: ignore[call-overload]  # None: a new array
+    pixels = _ESTIMATOR.search.calc(grey[0], grey[1], None)  # type: ignore[call-overload]  # None: a new array
     return pixels / np.float32(min(grey[0].shape) * seconds)
 
 
