@@ -61,6 +61,17 @@ def test_scores_are_means_over_seeds_and_differences_are_paired() -> None:
         rows(answers[1:], LABELS, Bootstrap(np.arange(8)), REFERENCE)
 
 
+def test_every_gate_is_compared_with_the_mean_of_features_too() -> None:
+    good, bad = says([1] * 8), says([1, 1, 1, 1, 0, 0, 0, 0])
+    answers = [Answer(REFERENCE, "average", [bad]), Answer("g", "gate", [good]), Answer("mean", "gate", [good])]
+    lines = {line.name: line for line in rows(answers, LABELS, Bootstrap(np.arange(8), 200), REFERENCE)}
+    ungated = lines["g"].ungated
+    assert ungated is not None and ungated.value == 0 and ungated.high == 0, "as good as no gate, whatever the average"
+    assert lines[REFERENCE].ungated is None and lines["mean"].ungated is None
+    without = rows(answers[:2], LABELS, Bootstrap(np.arange(8), 200), REFERENCE)
+    assert all(line.ungated is None for line in without)
+
+
 def test_several_seeds_resample_together() -> None:
     bootstrap = Bootstrap(np.arange(8), 50)
     one, two = mean(LABELS), mean(1 - LABELS)
@@ -117,6 +128,7 @@ def findings(simulate: Callable[..., Predictions], skill: float = 1.0) -> Findin
     answers += [
         Answer(REFERENCE, "average", [uniform] * 2),
         Answer("softmax_probabilities", "gate", [gated] * 2, [weights] * 2, [1.0, 1.0]),
+        Answer("mean", "gate", [uniform] * 2, [], [2.0, 2.0]),
         Answer("oracle", "control", [gates.oracle(unimodal, present, labels)] * 2),
     ]
     right = {(): (labels == 0).astype(float)}
@@ -143,6 +155,8 @@ def test_the_report_says_that_a_gate_that_knows_helps(simulated: Callable[..., P
     assert {"study", "severity", "noise"} <= done.figures.keys()
     name = "test/study/softmax_probabilities"
     assert done.metrics[f"{name}/over_uniform_low"] > 0 and 0 < done.metrics[f"{name}/gap_recovered"] <= 1
+    assert done.metrics[f"{name}/over_mean_of_features_low"] > 0
+    assert "Of 1 gates, softmax_probabilities is above the plain mean of features" in done.summary
     assert done.metrics["test/study/oracle/accuracy"] > done.metrics["test/study/uniform_mean/accuracy"]
     text = study_markdown(findings(simulated))
     assert "**softmax_probabilities**" in text and "| rgb + flow + audio + depth |" in text

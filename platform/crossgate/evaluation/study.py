@@ -22,6 +22,8 @@ from crossgate.evaluation.intervals import Bootstrap, Difference, Interval, Stat
 
 Array = NDArray[Any]
 Subset = tuple[int, ...]
+UNGATED = "mean"
+"""The fusion that has a head on all features, as gates of features have, and no gate."""
 
 
 @dataclass
@@ -55,6 +57,8 @@ class StudyRow:
         mcnemar: exact two-sided p of the clips that most seeds get right under one and not the other (McNemar 1947).
         nll: log loss. ece: calibration error, mean over seeds.
         gap: share of the way from the reference to the oracle; None without an oracle above the reference.
+        ungated: of a gate, its difference to the plain mean of features under the same head, paired: what gating itself
+            is worth. None for that mean, and where it was not among the answers.
     """
 
     name: str
@@ -66,6 +70,7 @@ class StudyRow:
     nll: Interval
     ece: float
     gap: Interval | None
+    ungated: Difference | None = None
     note: str = ""
 
 
@@ -109,11 +114,13 @@ def rows(
 
     base = scored(by_name[reference])
     top = scored(by_name[oracle]) if oracle in by_name else None
+    plain = scored(by_name[UNGATED]) if UNGATED in by_name else None
     found = []
     for answer in answers:
         own = scored(answer)
         each = [bootstrap.value(statistic(metric, one, labels, positive)) for one in answer.test]
         itself = answer.name == reference
+        gated = plain is not None and answer.kind == "gate" and answer.name != UNGATED
         found.append(
             StudyRow(
                 name=answer.name,
@@ -125,6 +132,7 @@ def rows(
                 nll=bootstrap.interval(over_seeds([mean(log_loss(one, labels)) for one in answer.test])),
                 ece=float(np.mean([expected_calibration_error(one, labels) for one in answer.test])),
                 gap=_gap(own, base, top, bootstrap) if answer.kind == "gate" and top is not None else None,
+                ungated=bootstrap.difference(own, plain) if gated and plain is not None else None,
                 note=answer.note,
             )
         )

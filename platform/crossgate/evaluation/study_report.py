@@ -124,6 +124,8 @@ def present_study(found: Findings) -> Evaluation:
             done.put(metric_name("test", "study", line.name, "over_uniform"), line.difference)
         if line.gap is not None:
             done.put(metric_name("test", "study", line.name, "gap_recovered"), line.gap)
+        if line.ungated is not None:
+            done.put(metric_name("test", "study", line.name, "over_mean_of_features"), line.ungated)
     return done
 
 
@@ -168,6 +170,7 @@ def summary(found: Findings, by_name: Mapping[str, StudyRow]) -> str:
         f"{percent(uniform.score.value)}, {points(difference)} points, McNemar p = {p_value(best.mcnemar)}. "
         f"The best single modality is {strongest.name.removesuffix(' alone')} with {percent(strongest.score.value)}.",
         _gap_sentence(found, by_name),
+        _ungated_sentence(by_name),
     ]
     return " ".join(one for one in said if one)
 
@@ -196,12 +199,28 @@ def _gap_sentence(found: Findings, by_name: Mapping[str, StudyRow]) -> str:
     return text
 
 
+def _ungated_sentence(by_name: Mapping[str, StudyRow]) -> str:
+    """Which gates differ from no gate under the same head: of so many, some do by luck."""
+    compared = [line for line in by_name.values() if line.ungated is not None]
+    if not compared:
+        return ""
+    better = [line.name for line in compared if line.ungated is not None and line.ungated.low > 0]
+    worse = sum(line.ungated is not None and line.ungated.high < 0 for line in compared)
+    above = f"{', '.join(better) or 'none'} {'are' if len(better) > 1 else 'is'}"
+    return (
+        f"Of {len(compared)} gates, {above} above the plain mean of features under a head of its own, {worse} "
+        "below it (95 % intervals, one at a time)."
+    )
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
 def _table(found: Findings, lines: Sequence[StudyRow]) -> Table:
     title = TITLES[found.metric]
     columns = ["model", "what", title, "95 %", "SD", "points over the mean", "p", "McNemar p", "NLL", "ECE", "gap"]
+    compared = any(line.ungated is not None for line in lines)
+    columns += ["points over the mean of features"] if compared else []
     cells = [
         [
             f"**{line.name}**" if line.name == found.chosen else line.name,
@@ -215,6 +234,7 @@ def _table(found: Findings, lines: Sequence[StudyRow]) -> Table:
             number(line.nll.value, 2),
             number(line.ece, 3),
             "" if line.gap is None else percent(line.gap.value, 0),
+            *(["" if line.ungated is None else points(line.ungated)] if compared else []),
         ]
         for line in lines
     ]
