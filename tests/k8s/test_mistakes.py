@@ -155,6 +155,7 @@ MISTAKES = [
     Mistake("jobs/pretrain/pretrain.yaml", "workers: 8", "workers: 16", GPU_JOBS, "16 GPUs"),
     Mistake("jobs/pretrain/pretrain.yaml", "global_batch", "globl_batch", GPU_JOBS, "unknown key 'data.globl_batch'"),
     Mistake("jobs/pretrain/pretrain.yaml", "output: /runs", "output: /tmp/runs", GPU_JOBS, "no shared volume holds"),
+    Mistake("jobs/finetune/finetune.yaml", "checkpoint_url", "checkpoints", GPU_JOBS, "unknown key 'training.checkp"),
     Mistake("jobs/search/search.yaml", "kind: search", "kind: finetune", GPU_JOBS, "recipe"),
     Mistake("jobs/search/search.yaml", "gpus_per_trial: 1", "gpus_per_trial: 2", GPU_JOBS, "want 2 GPUs"),
     Mistake("jobs/evaluate/evaluate.yaml", "launcher: ray", "launcher: auto", GPU_JOBS, "run on the head"),

@@ -7,10 +7,12 @@ pytest -m slow tests/k8s/test_serving_image.py
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import requests
 from kuberay import wait_for
@@ -54,8 +56,8 @@ def image() -> None:
 
 
 def things() -> list[Object]:
-    """The local tracking server and volumes, beside the shipped release and serving."""
-    wanted = {"RayJob/release", "Deployment/serving"}
+    """The local tracking server and volumes, beside what is shipped to release, serve and score."""
+    wanted = {"RayJob/release", "RayJob/predict", "Deployment/serving"}
     return objects_of("local") + [thing for thing in objects_of("gpu") if named(thing) in wanted]
 
 
@@ -74,22 +76,32 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_released_model_is_served_to_those_who_bring_their_video(node: Node, tmp_path: Path) -> None:
+def worker_of(job: Object) -> tuple[Object, Object]:
+    """The pod of a job's workers, and its container."""
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    return pod, pod["containers"][0]
+
+
+def test_released_model_is_served_and_scores(node: Node, tmp_path: Path) -> None:
     job = node.things["RayJob/release"]
     words = job["spec"]["entrypoint"].split()
-    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    pod: Any = group["template"]["spec"]
-    node.run("train", pod, pod["containers"][0], ["python", "-c", FINISHED_RUN, words[2]])
+    worker = worker_of(job)
+    node.run("train", *worker, ["python", "-c", FINISHED_RUN, words[2]])
     server = f"http://{node.hosts['mlflow']}:5000"
     wait_for(lambda: answers(f"{server}/health"), "the tracking server does not answer")
     assert requests.get(f"{server}/api/2.0/mlflow/experiments/search?max_results=1", timeout=9).status_code == 403
-    assert "version 1 as models:/crossgate-action@champion" in node.run("release", pod, pod["containers"][0], words)
+    assert "version 1 as models:/crossgate-action@champion" in node.run("release", *worker, words)
 
     served = node.play("serving")
     url = f"http://{node.hosts['serving']}:5001"
     assert not answers(f"{url}/ping")  # ready once loaded, not before
     wait_for(lambda: answers(f"{url}/ping"), "the model is not served")
-    (generated,) = list(generate(tmp_path / "clips", clips=1, workers=1).parent.rglob("*.mp4"))[:1]
+    videos = node.folder / "claims" / "runs" / "videos"
+    videos.mkdir()
+    manifest = generate(tmp_path / "clips", clips=2, workers=1)
+    for path in pd.read_csv(manifest)["path"]:
+        generated = Path(shutil.copy2(manifest.parent / path, videos))
     inputs = [base64.b64encode(generated.read_bytes()).decode(), "/etc/passwd", "http://mlflow:5000/health"]
     answer = requests.post(f"{url}/invocations", json={"inputs": inputs}, timeout=120)
     assert answer.status_code == 200, answer.text
@@ -99,3 +111,12 @@ def test_released_model_is_served_to_those_who_bring_their_video(node: Node, tmp
     assert path["label"] is address["label"] is None and path["error"] and address["error"]
     said = podman("exec", f"{served}-model", "bash", "-c", "id -u; command -v gcc cc make ray; touch /x; true")
     assert "1000" in said.split() and "Read-only file system" in said and "/gcc" not in said and "/ray" not in said
+
+    job = node.things["RayJob/predict"]
+    scores = videos.with_name("scores")
+    scores.mkdir()
+    scores.chmod(0o777)
+    places = {"s3://example-bucket/videos": "/runs/videos", "s3://example-bucket/scores": "/runs/scores"}
+    words = [places.get(word, word) for word in job["spec"]["entrypoint"].split()]
+    assert "4 rows of 2 videos in /runs/scores, 0 of them with an error" in node.run("predict", *worker_of(job), words)
+    assert set(pq.read_table(scores / "part-00000.parquet")["label"].to_pylist()) <= set(CLASSES)
