@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-from mlflow import MlflowClient
 from planted_run import DIM, NAMES
+from search_checks import check_nesting, check_values, ended
 
 from crossgate.cluster.ray_tune import search
-from crossgate.cluster.trials import TrialRecord, known_trials
+from crossgate.cluster.trials import known_trials
 from crossgate.evaluation import read_results
 from crossgate.recipe import parse_recipe
 
@@ -38,14 +38,10 @@ def tree(output: Path, kind: str, **keys: Any) -> dict[str, Any]:
         "model": {"dim": DIM, "encoders": {name: {"backbone": "test_convnext"} for name in NAMES}},
         "finetune": {"task": "action", "freeze": True, "features": str(output / kind), "unimodal_weight": 0.3},
         "optim": {"lr": 0.01},
-        "training": {"steps": 300, "eval_every": 60, "log_every": 300, "save_every": 300},
+        "training": {"steps": 200, "eval_every": 40, "log_every": 200, "save_every": 200},
         "cluster": {"address": "local"},
         "search": {"space": {GATE: ["mean", "softmax"]}, "concurrent": 2, "seeds": 2, "finalists": 1, **keys},
     }
-
-
-def ended(folder: Path) -> list[TrialRecord]:
-    return [record for record in known_trials(folder) if record.status in ("finished", "pruned")]
 
 
 def start(recipe: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -61,7 +57,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(family, timeout=20)
 
 
-def test_a_killed_search_over_eight_gates_goes_on_and_names_one_that_adapts(tmp_path: Path) -> None:
+def test_a_killed_search_over_eight_gates_goes_on_and_names_one_that_adapts(tmp_path: Path, ray_cluster: Any) -> None:
     space = {GATE: [*FIXED, *ADAPTING], "optim.lr": {"low": 0.005, "high": 0.02, "log": True}}
     keys = {"space": space, "samples": 10, "searcher": "optuna", "scheduler": "asha", "reduction": 2.0}
     recipe, log, folder = tmp_path / "recipe.json", tmp_path / "log", tmp_path / "noisy"
@@ -72,7 +68,7 @@ def test_a_killed_search_over_eight_gates_goes_on_and_names_one_that_adapts(tmp_
     assert first.poll() is None, log.read_text()[-2000:]
     kill(first)
     before = ended(folder)
-    assert start(recipe, log).wait(timeout=500) == 0, log.read_text()[-3000:]
+    search(parse_recipe(json.loads(recipe.read_text())), "planted_run:run_trial")
 
     explored = known_trials(folder)
     assert len(explored) == 10 and {record.status for record in explored} == {"finished", "pruned"}
@@ -87,25 +83,8 @@ def test_a_killed_search_over_eight_gates_goes_on_and_names_one_that_adapts(tmp_
     numbers, _ = read_results(folder / "results.json")
     assert numbers["search/over_averaging/beats"] == 1.0 and numbers["search/over_averaging/difference_low"] > 0
     assert {path.stem for path in (folder / "figures").iterdir()} == {"parallel_coordinates", "importances"}
-    check_nesting(tmp_path, folder)
-
-
-def check_nesting(tmp_path: Path, folder: Path) -> None:
-    """Every trial is one MLflow run below the search's, ended as it ended."""
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("crossgate")
-    assert experiment is not None
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    trials = {path.parent.name: json.loads(path.read_text())["status"] for path in folder.glob("*/trial.json")}
-    assert len(client.search_runs([experiment.experiment_id])) == len(runs) == len(trials) + 1
-    parent = runs.pop("noisy")
-    assert parent.info.status == "FINISHED"
-    for name, run in runs.items():
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.info.status == {"finished": "FINISHED", "pruned": "KILLED"}[trials[name]], name
-        assert {one.tags[0].value for one in run.inputs.dataset_inputs} == {"train", "val"}
-    table = json.loads(parent.data.tags["mlflow.loggedArtifacts"])[0]["path"]
-    assert table in {one.path for one in client.list_artifacts(parent.info.run_id)}
+    check_values(explored, "val/accuracy")
+    check_nesting(f"sqlite:///{tmp_path / 'mlflow.db'}", folder)
 
 
 def test_where_nothing_is_degraded_no_winner_is_claimed(tmp_path: Path, ray_cluster: Any) -> None:
