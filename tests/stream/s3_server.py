@@ -50,6 +50,8 @@ def seaweed(folder: Path, ip: str = "127.0.0.1") -> Iterator[str]:
         "filer.port.grpc": filer_grpc,
         "s3.port": s3,
         "s3.port.grpc": s3_grpc,
+        "s3.port.iceberg": 0,  # catalogues on ports of their own, where two servers on a machine meet
+        "s3.port.lance": 0,
         "s3.config": folder / "s3.json",
     }
     command = [binary(), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]

@@ -33,6 +33,7 @@ from crossgate.modality import MODALITIES, ordered
 from crossgate.stream.index import Index, write_index
 from crossgate.stream.shards import ShardEntry, ShardWriter, finished_shard
 from crossgate.stream.storage import Store, open_store
+from crossgate.stream.survey import finished_shards, side_by_side
 
 Progress = Callable[[int, int], None]
 """Called with (videos done, videos in all)."""
@@ -142,7 +143,8 @@ def pack(
     finished = _begin(store, digest)
     if finished is not None:
         return finished
-    done = {unit.name: report for unit in units if (report := _finished(store, unit)) is not None}
+    found = zip(units, side_by_side(lambda unit: _finished(store, unit), units))
+    done = {unit.name: report for unit, report in found if report is not None}
     todo = [unit for unit in units if unit.name not in done]
     total = sum(len(unit.rows) for unit in units)
     before = total - sum(len(unit.rows) for unit in todo)
@@ -216,7 +218,7 @@ def finish_pack(store: Store, corpus: Manifest, reports: Sequence[UnitReport], s
         UserError: when no clip was packed, or none has a modality that the settings name.
     """
     names = [name for report in reports for name in report.shards]
-    entries = [entry for name in names if (entry := finished_shard(store, name)) is not None]
+    entries = [entry for entry in finished_shards(store, names) if entry is not None]
     if len(entries) != len(names):
         raise UserError("a shard vanished while packing", where=store.url, cure="pack again")
     counts = {name: sum(entry.modalities.get(name, 0) for entry in entries) for name in MODALITIES}
@@ -402,8 +404,7 @@ def _finished(store: Store, unit: Unit) -> UnitReport | None:
 
 
 def _clean(store: Store) -> None:
-    for name in store.list(".packed.json"):
-        store.delete(name)
+    list(side_by_side(store.delete, store.list(".packed.json")))
     store.delete(_PLAN)
     store.discard_partials()  # of a process that died and whose unit another one packed
 

@@ -23,6 +23,7 @@ from crossgate.stream.collate import Decode, default_decode
 from crossgate.stream.foreign import scan_tar
 from crossgate.stream.index import Index
 from crossgate.stream.processes import worker_context
+from crossgate.stream.shared import SharedNumbers
 from crossgate.stream.sidecar import ClipRecord, Sidecar, group_hash, layout_digest
 from crossgate.stream.storage import PIECE
 
@@ -95,15 +96,15 @@ def check(
     """
     index = Index.load(url)
     report = CheckReport(url, len(index.names), int(index.clips.sum()), int(index.bytes.sum()))
-    parts = []
-    for part in _all_shards(index, fast, workers, decode):
-        parts.append(part)
+    groups, keys = SharedNumbers(), SharedNumbers()
+    for done, part in enumerate(_all_shards(index, fast, workers, decode), start=1):
+        groups.add(part.number, part.groups)
+        keys.add(part.number, part.keys)
         report.problems += part.problems
         report.decoded += part.decoded
         if progress:
-            progress(len(parts), len(index.names))
-    parts.sort(key=lambda part: part.number)
-    report.problems += _across_shards(index, parts)
+            progress(done, len(index.names))
+    report.problems += _across_shards(index, groups, keys)
     if index.home.url == index.store.url:
         strays = set(index.store.list(".tar")) - set(index.names)
         report.problems += [Problem(name, "", "is not in the index") for name in strays]
@@ -147,8 +148,8 @@ def _check_shard(index: Index, number: int, fast: bool, decode: Decode | None) -
     name, report = index.names[number], _ShardReport(number)
     try:
         sidecar = index.sidecar(number)
-        report.groups = np.unique(sidecar.group)
-        report.keys = np.array([group_hash(sidecar.key(row)) for row in range(len(sidecar))], np.int64)
+        report.groups = sidecar.group
+        report.keys = _key_hashes(sidecar)
         with _local(index, name) as file:
             report.problems += _damage(index, number, file)
             found = scan_tar(file, name)
@@ -239,34 +240,23 @@ def _members(file: BinaryIO, record: ClipRecord) -> dict[str, bytes]:
     return members
 
 
-def _across_shards(index: Index, parts: list[_ShardReport]) -> list[Problem]:
-    """A group in two splits; a key in two shards. By sorting: a table of all keys would take ten times the memory."""
+def _across_shards(index: Index, groups: SharedNumbers, keys: SharedNumbers) -> list[Problem]:
+    """A group in two splits; a key in two shards."""
     problems = []
     splits = np.asarray(index.table.column("split").to_pylist())
-    for shard, row, other in _meetings([part.groups for part in parts], parts):
-        if splits[other] != splits[shard]:
-            sidecar = index.sidecar(shard)
-            label = sidecar.group_name(int(np.flatnonzero(sidecar.group == parts[shard].groups[row])[0]))
-            what = f"group {label!r} is in splits {splits[other].item()!r} and {splits[shard].item()!r}"
-            problems.append(Problem(index.names[shard], "", what))
-    for shard, row, other in _meetings([part.keys for part in parts], parts):
-        what = f"this key is also in {index.names[other]}"
-        problems.append(Problem(index.names[shard], index.sidecar(shard).key(row), what))
+    for numbers, shards, firsts in groups.occurrences():
+        for at in np.flatnonzero(splits[shards] != splits[firsts]):
+            sidecar = index.sidecar(int(shards[at]))
+            label = sidecar.group_name(int(np.flatnonzero(sidecar.group == numbers[at])[0]))
+            what = f"group {label!r} is in splits {splits[firsts[at]].item()!r} and {splits[shards[at]].item()!r}"
+            problems.append(Problem(index.names[shards[at]], "", what))
+    for numbers, shards, firsts in keys.occurrences():
+        for at in np.flatnonzero(shards != firsts):
+            sidecar = index.sidecar(int(shards[at]))
+            key = sidecar.key(int(np.flatnonzero(_key_hashes(sidecar) == numbers[at])[0]))
+            problems.append(Problem(index.names[shards[at]], key, f"this key is also in {index.names[firsts[at]]}"))
     return problems
 
 
-def _meetings(values: list[NDArray[np.int64]], parts: list[_ShardReport]) -> Iterator[tuple[int, int, int]]:
-    """Yields where a shard has a value that an earlier one has: the shard, the row in it, the first such shard."""
-    counts = [len(one) for one in values]
-    if not sum(counts):
-        return
-    every = np.concatenate(values)
-    shard = np.repeat(np.array([part.number for part in parts], np.int32), counts)
-    order = np.argsort(every, kind="stable")
-    ranked, owner = every[order], shard[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    first = np.repeat(owner[starts], np.diff(np.r_[starts, len(ranked)]))
-    begins = np.cumsum([0, *counts])
-    for at in np.flatnonzero(owner != first).tolist():
-        number = int(owner[at])
-        yield number, int(order[at] - begins[number]), int(first[at])
+def _key_hashes(sidecar: Sidecar) -> NDArray[np.int64]:
+    return np.array([group_hash(sidecar.key(row)) for row in range(len(sidecar))], np.int64)

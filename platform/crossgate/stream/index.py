@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from crossgate.errors import UserError, nearest
 from crossgate.modality import MODALITIES
 from crossgate.stream.sidecar import ANEW, ShardEntry, Sidecar, finished_shard, group_hash, sidecar_name
 from crossgate.stream.storage import Store, open_store
+from crossgate.stream.survey import finished_shards, survey
 
 __all__ = ["Index", "Selection", "SplitInfo", "group_hash", "write_index"]
 
@@ -279,24 +281,8 @@ def write_index(
     """
     store = open_store(store) if isinstance(store, str) else store
     home = home or store
-    whole = sorted((_entry(store, item) for item in entries), key=lambda entry: entry.name)
-    groups: dict[int, str] = {}
-    per_split: dict[str, int] = {}
-    seen: dict[str, set[str]] = {task: set() for task in (vocabularies or {})}
-    for entry in whole:
-        sidecar = Sidecar.load(home, entry.name)
-        for number, row in zip(*np.unique(sidecar.group, return_index=True)):
-            other = groups.setdefault(int(number), entry.split)
-            if other != entry.split:
-                raise UserError(
-                    f"group {sidecar.group_name(row)!r} is in splits {other!r} and {entry.split!r}",
-                    where=store.path(entry.name),
-                    cure="give all clips of a source one split",
-                )
-        for task in sidecar.tasks:
-            seen.setdefault(task, set()).update(sidecar.classes(task))
-    for split in groups.values():
-        per_split[split] = per_split.get(split, 0) + 1
+    whole = sorted(_entries(store, entries), key=lambda entry: entry.name)
+    found = survey(store, home, whole)
     table = shard_table(whole)
     header = {
         "version": VERSION,
@@ -304,18 +290,9 @@ def write_index(
         "shards": len(whole),
         "clips": sum(entry.clips for entry in whole),
         "bytes": sum(entry.bytes for entry in whole),
-        "splits": {
-            split: asdict(
-                SplitInfo(
-                    shards=sum(e.split == split for e in whole),
-                    clips=sum(e.clips for e in whole if e.split == split),
-                    groups=per_split.get(split, 0),
-                )
-            )
-            for split in sorted({entry.split for entry in whole})
-        },
+        "splits": _splits(whole, found.groups),
         "modalities": {m: sum(e.modalities.get(m, 0) for e in whole) for m in MODALITIES},
-        "vocabularies": _vocabularies(seen, vocabularies or {}, store),
+        "vocabularies": _vocabularies(found.classes, vocabularies or {}, store),
         "settings": dict(settings or {}),
     }
     if any(entry.etag for entry in whole):
@@ -339,13 +316,24 @@ def _refuse_unfinished(store: Store) -> None:
         )
 
 
-def _entry(store: Store, item: ShardEntry | str) -> ShardEntry:
-    if isinstance(item, ShardEntry):
-        return item
-    entry = finished_shard(store, item)
-    if entry is None:
-        raise UserError("this shard is not finished", where=store.path(item), cure="pack again")
-    return entry
+def _entries(store: Store, items: Sequence[ShardEntry] | Sequence[str]) -> list[ShardEntry]:
+    names = [item for item in items if isinstance(item, str)]
+    found = dict(zip(names, finished_shards(store, names)))
+    entries = []
+    for item in items:
+        entry = found[item] if isinstance(item, str) else item
+        if entry is None:
+            raise UserError("this shard is not finished", where=store.path(str(item)), cure="pack again")
+        entries.append(entry)
+    return entries
+
+
+def _splits(entries: Sequence[ShardEntry], groups: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    shards, clips = Counter[str](), Counter[str]()
+    for entry in entries:
+        shards[entry.split] += 1
+        clips[entry.split] += entry.clips
+    return {split: asdict(SplitInfo(shards[split], clips[split], groups[split])) for split in sorted(shards)}
 
 
 def shard_table(entries: Sequence[ShardEntry]) -> pa.Table:
@@ -361,8 +349,9 @@ def shard_table(entries: Sequence[ShardEntry]) -> pa.Table:
 def _vocabularies(
     seen: Mapping[str, set[str]], given: Mapping[str, Sequence[str]], store: Store
 ) -> dict[str, list[str]]:
+    seen = {task: set[str]() for task in given} | dict(seen)
     for task, names in given.items():
-        unknown = sorted(seen.get(task, set()) - set(names))
+        unknown = sorted(seen[task] - set(names))
         if unknown:
             raise UserError(
                 f"label {unknown[0]!r} is not in the vocabulary of task {task!r}",
