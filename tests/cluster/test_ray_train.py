@@ -34,6 +34,17 @@ def test_a_killed_worker_is_replaced_and_the_curve_is_the_undisturbed_one(tmp_pa
     assert curve == pytest.approx(losses(tmp_path, "one-rank"), rel=0, abs=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_that_hangs_is_ended_and_started_again(tmp_path, ray_cluster):
+    recipe = tiny_recipe(tmp_path, "run", cluster=RAY, finetune={"task": "hang@10"}, training={"watchdog_s": 10})
+    result = launch(recipe, ENTRY)
+    assert (result["ranks"], result["step"], result["resumed_from"]) == (2, 12, 8)
+    reports = [(tmp_path / "run" / "hangs" / f"rank-0000{rank}.before.txt").read_text() for rank in range(2)]
+    assert reports[1].startswith("rank 1: load of step 10")
+    assert "of step 10" in reports[0].splitlines()[0]
+
+
 @pytest.mark.ray
 def test_a_users_error_in_a_worker_arrives_as_the_same_line(tmp_path, ray_cluster):
     recipe = tiny_recipe(tmp_path, "run", cluster=RAY, finetune={"task": "complain"})

@@ -199,8 +199,10 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     def on_step(step: int) -> None:
         fuse = run_dir / "fuse"
-        if todo == "die" and world.rank == world.ranks - 1 and step == int(at) and not fuse.exists():
+        if todo in ("die", "hang") and world.rank == world.ranks - 1 and step == int(at) and not fuse.exists():
             fuse.touch()
+            if todo == "hang":
+                time.sleep(600)
             os.kill(os.getpid(), signal.SIGKILL)
 
     if todo == "complain":
