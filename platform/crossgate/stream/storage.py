@@ -316,8 +316,9 @@ class SignedReader:
             self._failed = _SIGNED_TRIES
             return [_NOT_SIGNED] * len(paths)
         if self._http is None:
-            self._http = fsspec.filesystem("http", encoded=True, batch_size=_CONNECTIONS, **_options("http"))
-        got = self._http.cat_ranges([urls[path] for path in paths], starts, ends, on_error="return")
+            self._http = fsspec.filesystem("http", encoded=True, **_options("http"))
+        asked = [urls[path] for path in paths]
+        got = self._http.cat_ranges(asked, starts, ends, batch_size=_CONNECTIONS, on_error="return")
         failed = sum(isinstance(data, Exception) for data in got)
         if failed:
             self._store.retries += failed
