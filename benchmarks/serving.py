@@ -1,11 +1,12 @@
 """A model's way through a registry and out again: what serving it costs over calling its network directly.
 
-    python benchmarks/serving.py [--run RUN --index SHARDS] [--videos FOLDER] [--same-environment] [--rounds 5]
+    make demo
+    python benchmarks/serving.py [--run RUN --index SHARDS --videos FOLDER] [--same-environment] [--rounds 5]
 
 An MLflow server runs over HTTP with its tables in PostgreSQL and its files in S3 (SeaweedFS), both on loopback; SQLite
-and plain files stand in where they are not installed. The run's model (default: one of the demo's size that has learnt
-nothing, on generated clips) becomes champion, its opposite is refused, its equal promoted and rolled back. A virtual
-environment is made of the model's own requirements alone, loads it by alias, and serves it with `mlflow models serve`.
+and plain files stand in where they are not installed. The run's model (default: the demo's violence model) becomes
+champion, its opposite is refused, its equal promoted and rolled back. A virtual environment is made of the model's own
+requirements alone, loads it by alias, and serves it with `mlflow models serve`.
 
 Videos are sent by their bytes. One at a time, the served answer and `serving_direct.py`, the same network called
 directly in that environment, take turns video by video; the overhead is the median of the paired ratios, decoding
@@ -38,24 +39,15 @@ from typing import Any
 
 import psutil
 import requests
-import torch
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "tests" / "registry"))
-from life_cycle import NAME, live, variant  # noqa: E402
+from life_cycle import NAME, live  # noqa: E402
 from servers import Registry, free_port, registry, serving  # noqa: E402
 
-from crossgate.clips.synth import generate  # noqa: E402
-from crossgate.config import ClipConfig, EncoderConfig, FusionConfig, ModelConfig  # noqa: E402
-from crossgate.model.store import ModelCard, build_model, save_model  # noqa: E402
-from crossgate.recipe import dump_recipe, load_recipe, parse_recipe  # noqa: E402
-from crossgate.runs.pack import PackSettings, pack  # noqa: E402
-from crossgate.runs.promotion import judge  # noqa: E402
-
 LEVELS = (1, 4, 16)
-MODALITIES = ("rgb", "flow", "audio", "depth")
 LOAD = """
 import time; begun = time.perf_counter()
 import mlflow.pyfunc; imported = time.perf_counter()
@@ -79,35 +71,6 @@ class Found:
     """Clips a second of the served model over those of the direct caller."""
     peak_mb: float = 0.0
     direct_mb: float = 0.0
-
-
-# ---- a model ---------------------------------------------------------------------------------------------------
-
-
-def make_run(folder: Path) -> tuple[Path, Path]:
-    """Returns a run as fine-tuning leaves it, but for the training, and the index of its clips."""
-    index = folder / "shards"
-    pack(generate(folder / "clips", clips=36, workers=1), str(index), PackSettings(workers=1))
-    encoder = EncoderConfig(backbone="test_efficientnet", norm="group")
-    card = ModelCard(
-        kind="classifier",
-        model=ModelConfig(
-            dim=128, encoders={name: encoder for name in MODALITIES}, fusion=FusionConfig(name="softmax")
-        ),
-        clip=ClipConfig(modalities=MODALITIES, frames=4, size=64, mels=64),
-        task="violence",
-        classes=("fight", "nofight"),
-        positive="fight",
-    )
-    run = folder / "run"
-    torch.manual_seed(0)
-    save_model(run / "model", build_model(card), card)
-    tree = {"kind": "finetune", "finetune": {"task": "violence"}, "data": {"index": str(index)}}
-    (run / "recipe.yaml").write_text(dump_recipe(parse_recipe(tree)))
-    (run / "results.json").write_text(json.dumps({"format": 1, "metrics": {"test/clips": 6.0}, "provenance": {}}))
-    opposite = variant(run, folder / "opposite", -1.0)
-    untaught = judge(load_recipe(run / "recipe.yaml"), opposite, run / "model").passed  # it may be right by being wrong
-    return opposite if untaught else run, index
 
 
 def environment(folder: Path, requirements: Path) -> Path:
@@ -171,7 +134,7 @@ class Direct:
 
 @contextmanager
 def direct_caller(python: Path, package: Path) -> Iterator[Direct]:
-    command = [python, HERE / "serving_direct.py", package / "artifacts" / "model"]
+    command = [python, HERE / "peers" / "serving_direct.py", package / "artifacts" / "model"]
     own = {**os.environ, "PYTHONPATH": str(package / "code")}
     process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -287,29 +250,31 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def main() -> None:
+    demo = next(iter(sorted(Path("demo/runs").glob("finetune-finetune-violence-*"))), None)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=Path, help="a finished fine-tuning run")
-    parser.add_argument("--index", help="the index whose test clips decide; with --run")
-    parser.add_argument("--videos", type=Path, help="a folder of videos to score")
+    parser.add_argument("--run", type=Path, default=demo, help="a finished fine-tuning run")
+    parser.add_argument("--index", default="demo/shards", help="the index whose test clips decide")
+    parser.add_argument("--videos", type=Path, default=Path("demo/clips"), help="a folder of videos to score")
     parser.add_argument("--limit", type=int, default=32, help="videos at most")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--same-environment", action="store_true", help="no new virtual environment")
     parser.add_argument("--out", default=str(HERE / "results" / "serving.md"))
     options = parser.parse_args()
+    if options.run is None:
+        print("no run to serve: `make demo` makes one\n{}")
+        return
     with tempfile.TemporaryDirectory() as name, registry(Path(name) / "registry") as server:
         folder = Path(name)
-        run, index = (options.run, options.index) if options.run else make_run(folder)
-        said = live(run, folder / "others", server.uri, str(index))
+        said = live(options.run, folder / "others", server.uri, options.index)
         package = fetched(server, folder / "package")
         python = Path(sys.executable)
         if not options.same_environment:
             python = environment(folder / "venv", package / "requirements.txt")
-        videos = sorted((options.videos or folder / "clips").rglob("*.mp4"))
+        videos = sorted(options.videos.rglob("*.mp4"))
         videos = videos[:: max(1, len(videos) // options.limit)][: options.limit]
         found = measure(python, package, server, videos, options.rounds, folder / "serve.log")
         own = "this environment" if options.same_environment else "an environment of the model's requirements alone"
-        kind = "real" if options.videos else "generated"
-        told = f"{own}, {len(videos)} {kind} videos, {options.rounds} rounds, one thread an operation"
+        told = f"{own}, {len(videos)} videos of {options.videos.name}, {options.rounds} rounds, one thread an operation"
         table, figures = page(found, server, told, said)
     Path(options.out).write_text(table)
     print(table)

@@ -79,19 +79,3 @@ def test_loader_is_compared_with_webdataset(tmp_path: Path) -> None:
     figures = json.loads(done.stdout.splitlines()[-1])
     assert {"local_vs_best", "s3_vs_best", "exactness_cost_pct", "resume_vs_start", "webdataset"} <= figures.keys()
     assert "| local disk | crossgate |" in (tmp_path / "loader.md").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.s3
-def test_serving_leads_a_model_through_a_registry_and_compares_it(tmp_path: Path) -> None:
-    """PostgreSQL and S3 where they are installed; champion, refusal, promotion and the way back are asserted inside."""
-    out = tmp_path / "serving.md"
-    small = ["--same-environment", "--limit", "2", "--rounds", "1", "--out", str(out)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "serving.py"), *small]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures.keys() == {"overhead_pct", "p50_ms", "p95_ms", "clips_per_s", "load_s", "peak_mb"}
-    table = out.read_text()
-    assert "version 2 is challenger" in table and "REFUSED" in table and "version 3 is champion" in table
-    assert "| 16 |" in table
