@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from test_pack import write_video
+from tiny_videos import write_video
 
 from crossgate.runs.demo import Demo
 from crossgate.runs.pack import PackSettings, pack

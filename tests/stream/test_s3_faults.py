@@ -141,17 +141,19 @@ def test_credentials_that_expire_in_the_middle_are_one_line(proxy, corpus, monke
 
 
 def test_clips_come_by_signed_urls(proxy, corpus, make_corpus) -> None:
-    """Nothing else would show that they do not: what fails is asked for by s3fs, in silence."""
+    """Little else would show that they do not: what fails is asked for by s3fs."""
     index = Index.load(corpus)
     assert epoch(make(index)) == epoch(make(make_corpus(COUNTS)))
     assert index.store._signed._failed < storage._SIGNED_TRIES
 
 
-def test_a_store_that_takes_no_signed_urls_is_read_all_the_same(proxy, corpus, make_corpus, monkeypatch) -> None:
+def test_a_store_that_takes_no_signed_urls_is_read_all_the_same(proxy, corpus, make_corpus, monkeypatch, caplog):
     monkeypatch.setattr(storage.SignedReader, "_url", lambda self, path: f"{proxy.url}/clips/{path[-10:]}?Signature=x")
     index = Index.load(corpus)
     assert epoch(make(index)) == epoch(make(make_corpus(COUNTS)))
     assert index.store._signed._failed >= storage._SIGNED_TRIES, "it went on trying"
+    assert caplog.text.count("signed URLs are refused (") == 1
+    assert "Signature" not in caplog.text
 
 
 def test_tars_of_others_are_indexed_and_checked_through_every_fault(proxy, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import logging
 import os
 import secrets
 import shutil
@@ -24,6 +25,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from crossgate.config.base import NO_CREDENTIALS, has_credentials
 from crossgate.errors import NO_MORE, UserError
+
+log = logging.getLogger("crossgate.stream")
 
 DEADLINE = 60.0
 """Seconds after which a request that keeps failing is given up."""
@@ -324,6 +327,9 @@ class SignedReader:
             self._store.retries += failed
             self._urls.clear()  # signed with credentials that expired, perhaps
         self._failed = self._failed + 1 if failed == len(got) else 0
+        if self._failed == _SIGNED_TRIES:
+            found = f"signed URLs are refused ({type(got[0]).__name__}): requests that are signed one by one take their"
+            log.warning("%s: %s place, at six times the processor time", self._store.url, found)
         return got
 
     def _url(self, path: str) -> str:
