@@ -34,6 +34,7 @@ from crossgate.stream.index import Index, write_index
 from crossgate.stream.shards import ShardEntry, ShardWriter, finished_shard
 from crossgate.stream.storage import Store, open_store
 from crossgate.stream.survey import finished_shards, side_by_side
+from crossgate.workers import end_with_parent
 
 Progress = Callable[[int, int], None]
 """Called with (videos done, videos in all)."""
@@ -346,6 +347,7 @@ _counter: Any = None
 
 def _start_worker(counter: Any) -> None:
     global _counter
+    end_with_parent()
     _counter = counter
 
 

@@ -26,6 +26,7 @@ from crossgate.stream.processes import worker_context
 from crossgate.stream.shared import SharedNumbers
 from crossgate.stream.sidecar import ClipRecord, Sidecar, group_hash, layout_digest
 from crossgate.stream.storage import PIECE
+from crossgate.workers import end_with_parent
 
 _AT_ONCE = 4 * PIECE
 
@@ -134,6 +135,7 @@ _given: tuple[Index, bool, Decode | None] | None = None
 
 def _begin(variables: Any, index: Index, fast: bool, decode: Decode | None) -> None:
     global _given
+    end_with_parent()
     environment.restore(variables)
     _given = index, fast, decode
 

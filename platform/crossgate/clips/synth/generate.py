@@ -17,6 +17,7 @@ from crossgate.clips.synth.degrade import KINDS, find
 from crossgate.clips.synth.files import write_depth, write_video
 from crossgate.clips.synth.plan import ClipPlan, plan_clip, plan_splits
 from crossgate.errors import UserError
+from crossgate.workers import end_with_parent
 
 REVISION = 1  # raise it when the same arguments give other clips
 _ARGUMENTS = "synth.json"
@@ -188,7 +189,7 @@ def _each(out: Path, chunks: Iterable[list[ClipPlan]], how: tuple, workers: int)
         return
     chunks = iter(chunks)
     # Spawned, not forked: the caller may hold threads and locks of torch or ray.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         running = {pool.submit(_make, out, chunk, how) for chunk in islice(chunks, 2 * workers)}
         try:
             while running:
