@@ -14,6 +14,7 @@ install: $(INSTALLED)  ## make .venv with the exact tested versions (again only 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "crossgate needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "installing the tested versions into $(VENV): some minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,check]'

@@ -190,13 +190,15 @@ def demo(
     quick: Annotated[bool, typer.Option(help="A tiny run that shows the road, not the numbers.")] = False,
 ) -> None:
     """Drive the whole road: clips, shards, pretraining, search, two models in a registry, a prediction."""
+    from crossgate import environment
     from crossgate.cluster.ray_train import launch
     from crossgate.cluster.ray_tune import search
-    from crossgate.cluster.session import ray_session
+    from crossgate.cluster.session import LOCAL, ray_session
     from crossgate.config import ClusterConfig
     from crossgate.runs.demo import Demo
 
-    with ray_session(ClusterConfig(), cpus=1):  # one Ray for all steps: each would start and stop its own
+    # One Ray for all steps, of the demo's own where none is named: one that happens to run here may end at any time.
+    with ray_session(ClusterConfig(address=environment.ray_address() or LOCAL), cpus=1):
         Demo(out, launch, search, typer.echo, corpus=corpus, quick=quick).run()
 
 

@@ -35,7 +35,9 @@ def explain(section: str = "") -> str:
             return _line(section, field).strip()
         model = inner
     title = f"{section}: {(model.__doc__ or '').strip()}" if section else "A recipe's sections and keys"
-    return "\n".join([title, "", *(_line(name, field) for name, field in model.model_fields.items())])
+    sections = [".".join([*parts, name]) for name, field in model.model_fields.items() if _inner(field)]
+    hint = f"(the keys of a section: crossgate explain {sections[0]})" if sections else ""
+    return "\n".join([title, hint, *(_line(name, field) for name, field in model.model_fields.items())])
 
 
 def _inner(field: FieldInfo) -> type[BaseModel] | None:
@@ -51,7 +53,7 @@ def _inner(field: FieldInfo) -> type[BaseModel] | None:
 def _line(name: str, field: FieldInfo) -> str:
     about = " ".join((field.description or "").split())
     if _inner(field):
-        return f"  {name}:  {about} (`crossgate explain` this section for its keys)"
+        return f"  {name}:  {about}"
     default = "required" if field.is_required() else f"default {field.default!r}"
     return f"  {name}  [{default}; {_type(field)}]  {about}"
 

@@ -54,7 +54,7 @@ def _plain_lines(unit: str, every_s: float) -> Step:
             return
         last, shown = elapsed, done
         rate = done / max(elapsed, 1e-6)
-        eta = (total - done) / rate if rate > 0 else 0.0
-        print(f"{done}/{total} {unit}  {rate:.1f} {unit}/s  ETA {eta:.0f} s", file=sys.stderr, flush=True)
+        pace = f"  {rate:.1f} {unit}/s  ETA {(total - done) / rate:.0f} s" if done else ""
+        print(f"{done}/{total} {unit}{pace}", file=sys.stderr, flush=True)
 
     return step

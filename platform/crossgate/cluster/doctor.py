@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from crossgate import environment
+
 GIB = 1 << 30
 PACKAGES = (
     "torch",
@@ -124,6 +126,9 @@ def _flow() -> list[Finding]:
 
 
 def _deepspeed() -> list[Finding]:
+    import torch
+
+    environment.prepare_deepspeed(local_rank=0, cpu=not torch.cuda.is_available())
     import deepspeed
 
     return [Finding(True, "deepspeed", f"{deepspeed.__version__} on {deepspeed.get_accelerator()._name}")]
@@ -147,10 +152,10 @@ def _worker_probe() -> str:
 
 
 def _mlflow() -> list[Finding]:
-    from mlflow import MlflowClient
+    from crossgate.tracking.server import make_client
 
     with tempfile.TemporaryDirectory() as folder:
-        client = MlflowClient(f"sqlite:///{folder}/probe.db")
+        client = make_client(f"sqlite:///{folder}/probe.db")
         experiment = client.create_experiment("probe", artifact_location=folder)
         run = client.create_run(experiment)
         client.log_metric(run.info.run_id, "x", 1.0)

@@ -68,7 +68,7 @@ class Estimate:
             fits = "fits" if need.fits(memory) else "too large"
             mark = "  <- the recipe's" if need.stage == stage else ""
             lines.append(f"{need.stage:<4}{states:>10}{activations:>13}{step:>10}{peak:>11}  {fits}{mark}")
-        return "\n".join([*lines, "", f"fits: with a tenth to spare in {memory:g} GiB"])
+        return "\n".join([*lines, "", f"fits: with a tenth to spare in a device of {memory:g} GiB (--memory)"])
 
 
 def estimate(recipe: Recipe, ranks: int) -> Estimate:

@@ -83,6 +83,8 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
         ):
             reason = task.warm_start.skipped["fusion"]
             log.warning("the gate of %s stays behind (%s): set model.fusion to keep it", recipe.finetune.init, reason)
+    elif recipe.finetune.freeze and context.world.leads:
+        log.warning("the frozen encoders hold random weights: set finetune.init to a pretrained run")
     _say_if_few(context)
     card = _card(context, task)
     metric = selection_metric(card.classes, recipe.finetune.positive)
