@@ -20,6 +20,7 @@ sys.path.insert(0, TINY)
 from tiny_run import run_fit, tiny_recipe  # noqa: E402
 
 from crossgate.config import Recipe  # noqa: E402
+from crossgate.recipe import with_overrides  # noqa: E402
 from crossgate.training.requests import REQUESTS  # noqa: E402
 from crossgate.training.world import current_world  # noqa: E402
 
@@ -33,8 +34,10 @@ def wait_for(condition: Any, seconds: float = 120.0) -> None:
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """Entry on the workers: a SIGTERM, then waits to lose a node, then to be grown."""
+    """Entry on the workers: a SIGTERM, then waits to lose a node, then to be grown; the grown ones are at stage 3."""
     world, folder = current_world(), Path(recipe.run.output)
+    if (folder / "grow").exists():
+        recipe = with_overrides(recipe, {"engine.zero_stage": 3})
     starts = folder / "starts.jsonl"
     begun: list[int] = []
 
@@ -58,7 +61,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
             wait_for(lambda: REQUESTS._save.is_set() or REQUESTS.saved())
 
     result = run_fit(recipe, on_step=on_step, validated=False)
-    return {"step": result.step, "ranks": world.ranks}
+    return {"step": result.step, "ranks": world.ranks, "zero_stage": recipe.engine.zero_stage}
 
 
 def main() -> None:
