@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossgate.training.driver import spoiling
 from crossgate.training.randomness import device_random_state, set_device_random_state
 
 Scores = tuple[Tensor, dict[str, Tensor]]
@@ -44,7 +45,7 @@ def step_as_one(engine: Any, batches: Sequence[Any], forward: Callable[..., Any]
     whole = type(parts[0]).joined(parts)
     with module.autocast():
         loss, report = task.score(whole)
-    (loss * (1 + 0 * loss.detach())).backward()  # as `Driver.backward`
+    spoiling(loss).backward()
     task.forwards.copy_(counted)
     start = 0
     for batch, state, part in zip(batches, states, parts):

@@ -21,6 +21,11 @@ from crossgate.training.world import World
 Part = Literal["forward", "backward", "step"]
 
 
+def spoiling(loss: Tensor) -> Tensor:
+    """Returns the loss, with a gradient that is not finite where the loss itself is not: so its step is left out."""
+    return loss * (1 + 0 * loss.detach())
+
+
 class Driver:
     """A DeepSpeed engine that says what it does.
 
@@ -50,9 +55,9 @@ class Driver:
         return self._engine(batch, **how)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of a micro-batch, made not finite by a loss that is not: so the step is left out for it."""
+        """Adds the gradient of a micro-batch."""
         self._begin("backward")
-        self._engine.backward(loss * (1 + 0 * loss.detach()))
+        self._engine.backward(spoiling(loss))
 
     def step(self) -> None:
         """Ends a micro-batch; after the last one of a step the weights change. Every rank calls it."""
