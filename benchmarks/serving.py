@@ -270,7 +270,7 @@ def main() -> None:
         python = Path(sys.executable)
         if not options.same_environment:
             python = environment(folder / "venv", package / "requirements.txt")
-        videos = sorted(options.videos.rglob("*.mp4"))
+        videos = sorted(options.videos.absolute().rglob("*.mp4"))  # read from other folders too
         videos = videos[:: max(1, len(videos) // options.limit)][: options.limit]
         found = measure(python, package, server, videos, options.rounds, folder / "serve.log")
         own = "this environment" if options.same_environment else "an environment of the model's requirements alone"

@@ -46,6 +46,15 @@ def test_help_is_quick_to_import() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_misspelt_run_is_said_before_models_are_imported() -> None:
+    code = (
+        "import sys; from crossgate.cli import main; sys.argv[1:] = ['release', 'nowhere']\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'mlflow'} & sys.modules.keys()"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [

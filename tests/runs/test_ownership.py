@@ -10,7 +10,7 @@ import pytest
 
 from crossgate.errors import UserError
 from crossgate.runs import ownership
-from crossgate.runs.ownership import only_start
+from crossgate.runs.ownership import nothing_left_of_a_refusal, only_start
 from crossgate.training.world import current_world
 
 HOLD = """
@@ -40,3 +40,22 @@ def test_a_second_start_is_refused_until_the_first_is_gone(tmp_path: Path, monke
         pass
     with only_start(tmp_path, current_world()):
         pass
+
+
+@pytest.mark.parametrize(("trained", "kept"), [("", False), ("recipe.yaml", True)])
+def test_a_refused_start_leaves_nothing_unless_the_run_had_begun(tmp_path: Path, trained: str, kept: bool) -> None:
+    directory = tmp_path / "run"
+    (directory / "tracking").mkdir(parents=True)
+    if trained:
+        (directory / trained).touch()
+    with pytest.raises(UserError, match="no such encoder"), only_start(directory, current_world()):
+        with nothing_left_of_a_refusal(directory, current_world()):
+            raise UserError("no such encoder")
+    assert directory.exists() == kept
+    assert not kept or (directory / "tracking").exists()
+
+
+def test_a_run_that_died_of_no_refusal_keeps_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), nothing_left_of_a_refusal(tmp_path, current_world()):
+        raise RuntimeError("a defect, to be looked into")
+    assert tmp_path.exists()

@@ -164,6 +164,18 @@ def test_classes_of_another_index_are_refused(road: Path, finetuned: Path, tmp_p
         launch(write_recipe(tmp_path / "other.yaml", tiny_tree(road, tmp_path, "evaluate", **sections)))
 
 
+def test_a_run_refused_after_it_was_opened_leaves_no_folder(road: Path, tmp_path: Path) -> None:
+    (tmp_path / "zero.json").write_text("[]")
+    sections = {
+        "run": {"name": "refused"},
+        "engine": {"deepspeed": str(tmp_path / "zero.json")},
+        "tracking": {"enabled": False},
+    }
+    with pytest.raises(UserError, match="zero.json"):
+        launch(write_recipe(tmp_path / "x.yaml", tiny_tree(road, tmp_path / "runs", "pretrain", **sections)))
+    assert not (tmp_path / "runs" / "refused").exists()
+
+
 def test_another_recipe_under_the_same_name_is_refused(road: Path, pretrained: Path) -> None:
     sections = {"run": {"name": pretrained.name}, "optim": {"lr": 0.5}}
     recipe = write_recipe(pretrained.parent / "x.yaml", tiny_tree(road, pretrained.parent, "pretrain", **sections))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from crossgate.config import Recipe
 from crossgate.errors import UserError, nearest, writing
 from crossgate.evaluation import Evaluation, positive_class, style, training_section, write_report, write_results
 from crossgate.recipe import dump_recipe, micro_batch
-from crossgate.runs.ownership import only_start
+from crossgate.runs.ownership import nothing_left_of_a_refusal, only_start
 from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
 from crossgate.tracking import Tracker, open_tracker
@@ -251,6 +251,8 @@ def open_run(
     tags = {"index_url": recipe.data.index, "index_digest": index.digest}
     with (
         only_start(directory, world),
+        # A trial that is tried anew goes on in the MLflow run that its journal names.
+        nullcontext() if parent else nothing_left_of_a_refusal(directory, world),
         open_tracker(recipe, directory, world.rank, tags=tags, parent=parent) as tracker,
     ):
         for part in used:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from crossgate.training.world import World
 PATIENCE_S = 20.0
 """A killed start's process may take that long to be gone when Ray has already made the next one."""
 _LOCK, _OWNER = ".lock", ".owner"
+_OPENING = {_LOCK, _OWNER, "tracking"}
 
 
 @contextmanager
@@ -50,6 +52,25 @@ def only_start(directory: Path, world: World | None = None) -> Iterator[None]:
     finally:
         if holds:
             lock.release()
+
+
+@contextmanager
+def nothing_left_of_a_refusal(directory: Path, world: World) -> Iterator[None]:
+    """Deletes the run's folder when this start is refused and there is nothing in it but the marks of its opening.
+
+    Goes inside `only_start` and around the tracker, so that nobody else writes there. A folder in which any start
+    trained has a recipe, and is kept with its journal.
+
+    Args:
+        directory: of the run.
+        world: the ranks; rank 0 deletes.
+    """
+    try:
+        yield
+    except UserError:
+        if world.leads and directory.is_dir() and {path.name for path in directory.iterdir()} <= _OPENING:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def _held(lock: FileLock, directory: Path) -> str | None:

@@ -1,16 +1,21 @@
-"""Releases a run's model with the settings that the run was made with."""
+"""Releases a run's model with the settings that the run was made with.
+
+What reads models is imported once the run has been found: a misspelt path is said at once, not after their import.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import load_recipe
-from crossgate.registry.aliases import Decision
-from crossgate.registry.release import ReleasedModel, decide, release
-from crossgate.runs.promotion import judge
+
+if TYPE_CHECKING:
+    from crossgate.registry.aliases import Decision
+    from crossgate.registry.release import ReleasedModel
 
 
 def release_run(
@@ -28,6 +33,9 @@ def release_run(
         UserError: as `registry.release.release`.
     """
     recipe = _recipe(run, name, alias, tracking_uri, settings)
+    from crossgate.registry.release import release
+    from crossgate.runs.promotion import judge
+
     return release(run, recipe.release, recipe.tracking, partial(judge, recipe, run))
 
 
@@ -40,6 +48,9 @@ def decide_on_run(
         UserError: as `release_run`.
     """
     recipe = _recipe(run, name, alias, tracking_uri, settings)
+    from crossgate.registry.release import decide
+    from crossgate.runs.promotion import judge
+
     return decide(run, recipe.release, recipe.tracking, partial(judge, recipe, run))
 
 
