@@ -18,6 +18,7 @@ from crossgate.errors import UserError
 from crossgate.recipe import dump_recipe
 from crossgate.runs import ownership
 from crossgate.training.checkpoint import refuse_other_run
+from crossgate.training.metrics import read_metrics
 
 RATES = [0.0001, 0.03]
 
@@ -71,6 +72,22 @@ def test_halving_prunes_what_is_behind_and_optuna_goes_on_where_it_was(tmp_path,
     again = [path.read_text() for path in (tmp_path / "study").glob("*.started") if path.name in started]
     assert again == ["x"] * 6  # nothing that had ended was run again
     assert (tmp_path / "study" / "figures" / "parallel_coordinates.png").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_trials_of_several_ranks_take_turns_where_only_one_has_room(tmp_path, ray_cluster):
+    """Drivers of two trials are there at once, the workers of one: neither may wait for ever for the other."""
+    keys = {"space": {"optim.lr": [0.03, 1e-6]}, "scheduler": "asha", "grace": 2, "reduction": 2.0}
+    recipe = search_recipe(tmp_path, **keys)
+    recipe.training.steps, recipe.training.eval_every = 12, 2
+    recipe.cluster.workers = 2
+    assert ray_cluster.cluster_resources()["CPU"] < 2 * recipe.cluster.workers
+    result = search(recipe, "tiny_run:run_heard_trial")
+    assert len(result.trials) == 2 and result.best() == {"optim.lr": 0.03}
+    assert {trial.status for trial in result.trials} <= {"finished", "pruned"}, result.table()
+    lines = read_metrics(Path(result.trials[0].directory))
+    assert max(line["step"] for line in lines) == 12 and reports_of(result.trials[0].directory)
 
 
 def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):
