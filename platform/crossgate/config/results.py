@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,10 @@ class EvaluationConfig(Config):
     """Neighbours of the kNN classifier."""
     gallery: Positive = 1000
     """Largest retrieval gallery."""
+    unit: Literal["clip", "video"] = "clip"
+    """What a classifier is measured on: clips, or the videos that `crossgate pack` cut them from, whose class
+    probabilities are the means over their clips, as most published numbers are. Validation, and the threshold that is
+    chosen on it, go by the same."""
     clips: Positive = 20000
     """Clips of a split that are measured, at most."""
     model: str = ""

@@ -16,6 +16,7 @@ from crossgate.evaluation.predictions import Predictions
 from crossgate.evaluation.results import metric_name
 from crossgate.evaluation.scored import Question, Scored
 from crossgate.evaluation.slices import slices
+from crossgate.evaluation.videos import by_video
 
 
 def classifier_scores(
@@ -25,7 +26,7 @@ def classifier_scores(
 
     ``val/threshold`` of a binary task is the probability of its positive class from which on the model answers with it.
     """
-    val = val.labelled(task)
+    val = _units(val.labelled(task), config)
     if not len(val) or val.logits is None:
         return {}
     question = Question(task, classes, positive)
@@ -61,10 +62,11 @@ def evaluate_classifier(
         ValueError: when no test clip has a label of the task, or there are no logits.
     """
     metrics = classifier_scores(val, task, classes, positive, config)
-    val, test = val.labelled(task), test.labelled(task)
-    if not len(test) or test.logits is None:
+    val, clips = _units(val.labelled(task), config), test.labelled(task)
+    if not len(clips) or clips.logits is None:
         raise ValueError(f"no test clip has a label of task {task!r}, or the predictions have no logits")
-    fitted = train.labelled(task) if train is not None else val
+    test = _units(clips, config)
+    fitted = _units(train.labelled(task), config) if train is not None else val
     question = Question(task, classes, positive)
     bootstrap = Bootstrap(test.group, config.bootstrap, seed)
     scored = Scored(question, test, question.thresholds(val, config.fixed_fpr), bootstrap)
@@ -72,7 +74,9 @@ def evaluate_classifier(
     done = Evaluation(metrics)
     for name, one in scored.scores.items():
         done.put(f"test/{name}", one)
-    done.metrics |= {"test/clips": float(len(test)), "test/groups": float(bootstrap.groups)}
+    done.metrics |= {"test/clips": float(len(clips)), "test/groups": float(bootstrap.groups)}
+    if config.unit == "video":
+        done.metrics["test/videos"] = float(len(test))
     done.metrics |= {f"test/chance_{name}": value for name, value in chance.items()}
     _slices(done, scored)
     add_result(done, scored, chance, config)
@@ -80,6 +84,10 @@ def evaluate_classifier(
     if test.weights is not None:
         add_gate(done, scored)
     return done
+
+
+def _units(clips: Predictions, config: EvaluationConfig) -> Predictions:
+    return by_video(clips) if config.unit == "video" and len(clips) else clips
 
 
 def _slices(done: Evaluation, scored: Scored) -> None:

@@ -53,10 +53,10 @@ def add_result(done: Evaluation, scored: Scored, chance: dict[str, float], confi
     """
     question, scores, groups = scored.question, scored.scores, scored.bootstrap.groups
     done.summary = (
-        f"On {len(scored.clips)} test clips of {groups} groups, the {question.task} classifier is right on "
-        f"{percent(scores['accuracy'].value)} of the clips (95 % interval {bounds(scores['accuracy'])}). Always "
-        f"answering the commonest class gives {percent(chance['majority'])}, guessing {percent(chance['uniform'])}: "
-        f"{verdict(scores['accuracy'], max(chance.values()))}."
+        f"On {len(scored.clips)} test {config.unit}s of {groups} groups, the {question.task} classifier is right on "
+        f"{percent(scores['accuracy'].value)} of the {config.unit}s (95 % interval {bounds(scores['accuracy'])}). "
+        f"Always answering the commonest class gives {percent(chance['majority'])}, guessing "
+        f"{percent(chance['uniform'])}: {verdict(scores['accuracy'], max(chance.values()))}."
     )
     text = ["Intervals resample whole groups, so that clips of one video count as one witness."]
     drawn: list[Drawn] = []
@@ -64,7 +64,7 @@ def add_result(done: Evaluation, scored: Scored, chance: dict[str, float], confi
         text.append(_ranking(done, scored, config.fixed_fpr))
         drawn = _curves(scored, config.fixed_fpr)
     rows = [[NAMES.get(name, name), *_cells(name, one)] for name, one in scores.items()]
-    caption = f"{len(scored.clips)} test clips, {groups} groups, {config.bootstrap} resamples of groups."
+    caption = f"{len(scored.clips)} test {config.unit}s, {groups} groups, {config.bootstrap} resamples of groups."
     dropped = max(one.dropped for one in scores.values())
     if dropped and groups >= MINIMUM_GROUPS:
         caption += f" In up to {dropped} resamples a score was undefined (one class only) and left out."
