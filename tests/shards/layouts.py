@@ -97,9 +97,10 @@ def vggsound(root: Path, video: bytes) -> None:
 
 
 def ntu(root: Path, video: bytes, frames: int = 12) -> None:
-    """Subjects 1 (training) and 3 (test), cameras 1 and 2, with depth for one; an action of NTU RGB+D 120 besides."""
+    """Subjects 1 (training) and 3 (test), cameras 1 and 2, with depth for one; what NTU RGB+D 120 adds besides."""
     names = [f"S001C{c:03d}P{p:03d}R001A{a:03d}" for c in (1, 2) for p in (1, 3) for a in (1, 50, 55)]
-    put(root / "nturgb+d_rgb", video, (f"{name}_rgb.avi" for name in [*names, "S018C001P008R001A061"]))
+    added = ["S018C001P008R001A001", "S001C001P001R001A061"]
+    put(root / "nturgb+d_rgb", video, (f"{name}_rgb.avi" for name in [*names, *added]))
     maps = root / "nturgb+d_depth_masked" / names[0]
     maps.mkdir(parents=True)
     for number in range(frames):
