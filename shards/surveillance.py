@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from folds import Fold, numbered
-from manifest_of import Out, Pack, PackSettings, Root, Strict, Video, files_below, finish, folder, run
+from manifest_of import Out, Pack, PackSettings, Root, Video, files_below, finish, folder, run
 
 SETTINGS = PackSettings(seconds=2.0)
 
@@ -27,9 +27,9 @@ def videos(root: Path, fold: int = 1) -> Iterator[Video]:
         yield from numbered(files_below(folder(root, name)), rf"{stem}(\d+)\.mp4", label, fold)
 
 
-def main(root: Root, out: Out, fold: Fold = 1, pack: Pack = "", strict: Strict = False) -> None:
+def main(root: Root, out: Out, fold: Fold = 1, pack: Pack = "") -> None:
     """Write the manifest of Surveillance Camera Fights."""
-    finish(videos(root, fold), out, SETTINGS, pack, strict)
+    finish(videos(root, fold), out, SETTINGS, pack)
 
 
 if __name__ == "__main__":

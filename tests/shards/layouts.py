@@ -132,12 +132,12 @@ def rwf2000(root: Path, video: bytes) -> None:
 
 
 def hockey(root: Path, video: bytes) -> None:
-    put(root, video, (f"{name}{number}_xvid.avi" for name in ("fi", "no") for number in range(1, 51)))
+    put(root, video, (f"{name}{number}_xvid.avi" for name in ("fi", "no") for number in range(1, 101)))
 
 
 def surveillance(root: Path, video: bytes) -> None:
-    put(root / "fight", video, (f"fi{number:03d}.mp4" for number in range(1, 11)))
-    put(root / "noFight", video, (f"nofi{number:03d}.mp4" for number in range(1, 11)))
+    put(root / "fight", video, (f"fi{number:03d}.mp4" for number in range(1, 51)))
+    put(root / "noFight", video, (f"nofi{number:03d}.mp4" for number in range(1, 51)))
 
 
 def xd_violence(root: Path, video: bytes) -> None:

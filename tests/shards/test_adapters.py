@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,8 +160,8 @@ def test_rwf2000_tests_on_the_validation_split(manifest):
     assert found.rows[4].labels == {"violence": "nofight"} and found.rows[4].group == "2Hg5vRq_9iM"
 
 
-@pytest.mark.parametrize(("name", "clips"), [("hockey", 100), ("surveillance", 20)])
-def test_folds_take_neighbours_and_cover_everything_once(manifest, name, clips):
+@pytest.mark.parametrize(("name", "clips", "second"), [("hockey", 200, (21, 40)), ("surveillance", 100, (11, 20))])
+def test_folds_take_neighbours_and_cover_everything_once(manifest, tmp_path, name, clips, second):
     tested = [
         [row.path.name for row in manifest(name, fold).rows if row.split == "test"]
         for fold in range(1, folds.FOLDS + 1)
@@ -169,7 +170,8 @@ def test_folds_take_neighbours_and_cover_everything_once(manifest, name, clips):
     assert len({name for names in tested for name in names}) == clips
     found = manifest(name, 2)
     numbers = [int("".join(filter(str.isdigit, n.partition(".")[0]))) for n in tested[1] if n.startswith("fi")]
-    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert (min(numbers), max(numbers), len(numbers)) == (*second, clips // folds.FOLDS // 2)
+    assert listing(LAYOUTS[name][1](tmp_path / "data", 2)).shared == 0, "a fold tears no group"
     assert found.vocabularies == {"violence": ["fight", "nofight"]}
 
 
@@ -261,6 +263,15 @@ def test_what_is_of_another_form_is_one_line(manifest, tmp_path, name, file, con
         manifest(name)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_too_few_clips_for_folds_is_one_line(manifest, tmp_path):
+    manifest("hockey")
+    for path in (tmp_path / "data").glob("no*_xvid.avi"):
+        if not re.fullmatch(r"no1?\d_xvid", path.stem):
+            path.unlink()
+    with pytest.raises(UserError, match=r"data: 19 clips of 'nofight'; expected 5 times 10 or more, named no"):
+        manifest("hockey")
 
 
 def test_a_split_without_videos_is_refused(manifest, tmp_path):
