@@ -13,7 +13,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from manifest_of import Out, Pack, PackSettings, Root, Strict, UserError, Video, finish, folder, lines_of, matched, run
+from manifest_of import (
+    AsPublished,
+    Out,
+    Pack,
+    PackSettings,
+    Root,
+    UserError,
+    Video,
+    finish,
+    folder,
+    lines_of,
+    matched,
+    run,
+)
 
 SETTINGS = PackSettings(seconds=2.0)
 _SIDES = {"1": "train", "2": "test"}  # 0: in neither, so that both have as many videos a class
@@ -49,10 +62,10 @@ def main(
     out: Out,
     split: Annotated[int, typer.Option(help="Official split.", min=1, max=3)] = 1,
     pack: Pack = "",
-    strict: Strict = False,
+    as_published: AsPublished = False,
 ) -> None:
     """Write the manifest of HMDB51."""
-    finish(videos(root, split), out, SETTINGS, pack, strict)
+    finish(videos(root, split), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

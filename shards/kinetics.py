@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from manifest_of import (
+    AsPublished,
     Out,
     Pack,
     PackSettings,
     Root,
-    Strict,
     UserError,
     Video,
     files_below,
@@ -77,9 +77,9 @@ def official_list(root: Path, official: str) -> Path:
     return next((path for path in places if path.is_file()), places[0])
 
 
-def main(root: Root, out: Out, pack: Pack = "", strict: Strict = False) -> None:
+def main(root: Root, out: Out, pack: Pack = "", as_published: AsPublished = False) -> None:
     """Write the manifest of Kinetics."""
-    finish(videos(root), out, SETTINGS, pack, strict)
+    finish(videos(root), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

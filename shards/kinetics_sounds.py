@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinetics import listed
-from manifest_of import Out, Pack, PackSettings, Root, Strict, Video, finish, run
+from manifest_of import AsPublished, Out, Pack, PackSettings, Root, Video, finish, run
 
 SETTINGS = PackSettings(seconds=10.0, skip_bad=True)
 CLASSES = (
@@ -35,9 +35,9 @@ def videos(root: Path) -> Iterator[Video]:
         yield from listed(root, split, split, CLASSES)
 
 
-def main(root: Root, out: Out, pack: Pack = "", strict: Strict = False) -> None:
+def main(root: Root, out: Out, pack: Pack = "", as_published: AsPublished = False) -> None:
     """Write the manifest of Kinetics-Sounds."""
-    finish(videos(root), out, SETTINGS, pack, strict)
+    finish(videos(root), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ from crossgate.errors import UserError, writing
 from crossgate.runs.pack import PackSettings, pack
 
 SPLITS = ("train", "val", "test")
-"""In the order of what a shared source is taken from under `strict`: first from `train`."""
+"""A source that is in two of them stays in the later one."""
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 
 Root = Annotated[Path, typer.Argument(help="Folder of the data set, as its authors lay it out.", show_default=False)]
 Out = Annotated[Path, typer.Argument(help="Manifest to write (CSV).", show_default=False)]
 Pack = Annotated[str, typer.Option("--pack", help="Also pack it: folder or URL for the shards.")]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Leave out training videos whose source is in the official test split too.")
+AsPublished = Annotated[
+    bool, typer.Option("--as-published", help="Keep training videos whose source is in the official test split too.")
 ]
 
 
@@ -67,7 +67,7 @@ class Listing:
         missing: paths of those that are not.
         repeated: videos that were listed again; the latest of train, val, test counts, else the first.
         shared: sources that the official splits put on more than one side.
-        left_out: videos that `strict` left out for it.
+        left_out: videos of the earlier sides, if they are not kept as published.
     """
 
     videos: tuple[Video, ...]
@@ -77,14 +77,14 @@ class Listing:
     left_out: int
 
 
-def listing(videos: Iterable[Video], strict: bool = False) -> Listing:
+def listing(videos: Iterable[Video], as_published: bool = False) -> Listing:
     """Returns the videos whose files are there, with groups that keep to one split.
 
-    Some official splits share sources (a film in training and test). They are kept as published, the groups of each
-    side named apart; `strict` leaves out what shares its source with a later split of train, val, test.
+    Some official splits share sources (a film in training and test). Those of training are left out, or else kept as
+    published, the groups of each side named apart.
 
     Raises:
-        UserError: an official split of which no video is there, or of which `strict` leaves nothing.
+        UserError: an official split of which no video is there, or of which sharing leaves nothing.
     """
     named: dict[Path, Video] = {}
     repeated = 0
@@ -103,10 +103,11 @@ def listing(videos: Iterable[Video], strict: bool = False) -> Listing:
     for video in there:
         sides.setdefault(video.group, set()).add(video.split)
     home = {group: max(splits, key=SPLITS.index) for group, splits in sides.items()}
-    kept = [video for video in there if not strict or video.split == home[video.group]]
+    kept = [video for video in there if as_published or video.split == home[video.group]]
     lost = {video.split for video in there} - {video.split for video in kept}
     if lost:
-        raise UserError(f"every source of {min(lost)} is in another split too", where="--strict", cure="leave it out")
+        what = f"every source of the official {min(lost)} split is in another one too"
+        raise UserError(what, cure="--as-published keeps the videos on both sides")
     apart = (v if v.split == home[v.group] else replace(v, group=f"{v.group} ({v.split})") for v in kept)
     shared = sum(len(splits) > 1 for splits in sides.values())
     return Listing(tuple(apart), missing, repeated, shared, len(there) - len(kept))
@@ -136,7 +137,9 @@ def write_manifest(videos: Iterable[Video], out: Path) -> None:
         os.replace(beside, out)
 
 
-def finish(videos: Iterable[Video], out: Path, settings: PackSettings, pack_to: str = "", strict: bool = False) -> None:
+def finish(
+    videos: Iterable[Video], out: Path, settings: PackSettings, pack_to: str = "", as_published: bool = False
+) -> None:
     """Writes the manifest of an adapter's videos, says what is in it, and packs it if asked.
 
     Args:
@@ -144,14 +147,14 @@ def finish(videos: Iterable[Video], out: Path, settings: PackSettings, pack_to: 
         out: the CSV.
         settings: how this data set is best packed.
         pack_to: folder or URL for the shards; empty: say the command.
-        strict: see `listing`.
+        as_published: see `listing`.
 
     Raises:
         UserError: as `listing`, `write_manifest` and `pack`.
     """
-    found = listing(videos, strict)
+    found = listing(videos, as_published)
     write_manifest(found.videos, out)
-    for line in report(found, strict):
+    for line in report(found):
         typer.echo(line)
     if not pack_to:
         flags = [f"--seconds {settings.seconds:g}", *(["--skip-bad"] if settings.skip_bad else [])]
@@ -164,7 +167,7 @@ def finish(videos: Iterable[Video], out: Path, settings: PackSettings, pack_to: 
     typer.echo(index.summary())
 
 
-def report(found: Listing, strict: bool) -> Iterator[str]:
+def report(found: Listing) -> Iterator[str]:
     """Yields what a user should know of a listing, line by line."""
     splits = Counter(video.split for video in found.videos)
     classes = {task: {v.labels[task] for v in found.videos if v.labels.get(task)} for task in TASKS}
@@ -176,10 +179,11 @@ def report(found: Listing, strict: bool) -> Iterator[str]:
         yield f"{len(found.missing)} videos of the official lists are not there, the first: {found.missing[0]}"
     if found.repeated:
         yield f"{found.repeated} lines of the official lists name a video again: it counts once"
-    if found.shared and strict:
-        yield f"{found.shared} sources are in two official splits: {found.left_out} videos left out"
+    if found.left_out:
+        told = f"{found.left_out} videos left out (see --as-published)"
+        yield f"{found.shared} sources are in two official splits: {told}"
     elif found.shared:
-        yield f"{found.shared} sources are in two official splits: kept as published (--strict leaves them out)"
+        yield f"{found.shared} sources are in two official splits: kept as published, on both sides"
 
 
 def run(command: Callable[..., None]) -> None:

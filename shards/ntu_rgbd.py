@@ -19,11 +19,11 @@ import numpy as np
 import typer
 from depth_video import Depth, Recording, Workers, make_depth_videos
 from manifest_of import (
+    AsPublished,
     Out,
     Pack,
     PackSettings,
     Root,
-    Strict,
     UserError,
     Video,
     files_below,
@@ -58,7 +58,7 @@ No official task, but a test of violence with real depth."""
 def videos(root: Path, protocol: Literal["subject", "view"] = "subject", depth: Path | None = None) -> Iterator[Video]:
     """Yields the videos of NTU RGB+D 60; the group is the subject.
 
-    Under `view` every subject is on both sides, as published.
+    Under `view` every subject is on both sides: it needs --as-published.
 
     Args:
         root: of the data set.
@@ -125,12 +125,12 @@ def main(
     depth: Depth = None,
     workers: Workers = 4,
     pack: Pack = "",
-    strict: Strict = False,
+    as_published: AsPublished = False,
 ) -> None:
     """Write the manifest of NTU RGB+D."""
     if depth:
         make_depth_videos(recordings(root, depth), read_maps, workers)
-    finish(videos(root, protocol, depth), out, SETTINGS, pack, strict)
+    finish(videos(root, protocol, depth), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

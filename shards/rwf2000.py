@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from manifest_of import Out, Pack, PackSettings, Root, Strict, Video, files_below, finish, folder, run
+from manifest_of import AsPublished, Out, Pack, PackSettings, Root, Video, files_below, finish, folder, run
 
 SETTINGS = PackSettings(seconds=5.0)
 _LABELS = {"Fight": "fight", "NonFight": "nofight"}
@@ -31,9 +31,9 @@ def videos(root: Path) -> Iterator[Video]:
                 yield Video(path, split, re.sub(r"_\d+$", "", path.stem), {"violence": label})
 
 
-def main(root: Root, out: Out, pack: Pack = "", strict: Strict = False) -> None:
+def main(root: Root, out: Out, pack: Pack = "", as_published: AsPublished = False) -> None:
     """Write the manifest of RWF-2000."""
-    finish(videos(root), out, SETTINGS, pack, strict)
+    finish(videos(root), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

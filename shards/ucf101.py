@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from manifest_of import Out, Pack, PackSettings, Root, Strict, Video, finish, folder, lines_of, matched, run
+from manifest_of import AsPublished, Out, Pack, PackSettings, Root, Video, finish, folder, lines_of, matched, run
 
 SETTINGS = PackSettings(seconds=2.0)
 
@@ -37,10 +37,10 @@ def main(
     out: Out,
     split: Annotated[int, typer.Option(help="Official split.", min=1, max=3)] = 1,
     pack: Pack = "",
-    strict: Strict = False,
+    as_published: AsPublished = False,
 ) -> None:
     """Write the manifest of UCF101."""
-    finish(videos(root, split), out, SETTINGS, pack, strict)
+    finish(videos(root, split), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from depth_video import Depth, Recording, Workers, make_depth_videos
-from manifest_of import Out, Pack, PackSettings, Root, Strict, UserError, Video, files_below, finish, matched, run
+from manifest_of import AsPublished, Out, Pack, PackSettings, Root, UserError, Video, files_below, finish, matched, run
 from numpy.typing import NDArray
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
@@ -85,12 +85,12 @@ def _depth_name(colour: Path) -> str:
 
 
 def main(
-    root: Root, out: Out, depth: Depth = None, workers: Workers = 4, pack: Pack = "", strict: Strict = False
+    root: Root, out: Out, depth: Depth = None, workers: Workers = 4, pack: Pack = "", as_published: AsPublished = False
 ) -> None:
     """Write the manifest of UTD-MHAD."""
     if depth:
         make_depth_videos(recordings(root, depth), read_mat, workers)
-    finish(videos(root, depth), out, SETTINGS, pack, strict)
+    finish(videos(root, depth), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from manifest_of import Out, Pack, PackSettings, Root, Strict, UserError, Video, files_below, finish, lines_of, run
+from manifest_of import AsPublished, Out, Pack, PackSettings, Root, UserError, Video, files_below, finish, lines_of, run
 
 SETTINGS = PackSettings(seconds=10.0, skip_bad=True)
 
@@ -33,9 +33,9 @@ def videos(root: Path) -> Iterator[Video]:
         yield Video(there.get(stem, root / f"{stem}.mp4"), split, name, {"action": label})
 
 
-def main(root: Root, out: Out, pack: Pack = "", strict: Strict = False) -> None:
+def main(root: Root, out: Out, pack: Pack = "", as_published: AsPublished = False) -> None:
     """Write the manifest of VGGSound."""
-    finish(videos(root), out, SETTINGS, pack, strict)
+    finish(videos(root), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from manifest_of import Out, Pack, PackSettings, Root, Strict, Video, files_below, finish, folder, matched, run
+from manifest_of import AsPublished, Out, Pack, PackSettings, Root, Video, files_below, finish, folder, matched, run
 
 SETTINGS = PackSettings(seconds=5.0, skip_bad=True)
 
@@ -46,10 +46,10 @@ def main(
     out: Out,
     test: Annotated[str, typer.Option(help="Folder of the test videos.")] = "test_videos",
     pack: Pack = "",
-    strict: Strict = False,
+    as_published: AsPublished = False,
 ) -> None:
     """Write the manifest of XD-Violence."""
-    finish(videos(root, test), out, SETTINGS, pack, strict)
+    finish(videos(root, test), out, SETTINGS, pack, as_published)
 
 
 if __name__ == "__main__":

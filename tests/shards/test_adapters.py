@@ -50,13 +50,13 @@ LAYOUTS: dict[str, tuple[Callable, Callable]] = {
 def manifest(tmp_path: Path, tiny: bytes) -> Callable[..., Manifest]:
     """Builds a layout below `tmp_path / "data"` and returns its manifest as the packer reads it."""
 
-    def make(name: str, *options: object, strict: bool = False, **more: object) -> Manifest:
+    def make(name: str, *options: object, as_published: bool = False, **more: object) -> Manifest:
         build, videos = LAYOUTS[name]
         root = tmp_path / "data"
         if not root.exists():
             root.mkdir()
             build(root, tiny)
-        write_manifest(listing(videos(root, *options, **more), strict).videos, tmp_path / "out.csv")
+        write_manifest(listing(videos(root, *options, **more), as_published).videos, tmp_path / "out.csv")
         found = read_manifest(tmp_path / "out.csv")
         check_files(found)
         return found
@@ -93,16 +93,18 @@ def test_ucf101_splits_by_group_of_a_class(manifest):
 
 
 def test_hmdb51_groups_are_source_videos_and_a_film_on_both_sides_is_told(manifest, tmp_path):
-    found = manifest("hmdb51")
+    found = manifest("hmdb51", as_published=True)
     assert found.splits == {"train": 4, "test": 2}
     rows = by_name(found)
     assert rows["April_09_brush_hair_u_nm_np1_ba_goo_0"].group == "April_09"
     assert rows["TheBoondockSaints_chew_h_nm_np1_fr_goo_48"].group == "TheBoondockSaints"
     assert rows["TheBoondockSaints_smoke_h_nm_np1_fr_goo_3"].group == "TheBoondockSaints (train)"
-    assert "kept as published" in "\n".join(report(listing(hmdb51.videos(tmp_path / "data")), strict=False))
-    strict = manifest("hmdb51", strict=True)
-    assert strict.splits == {"train": 3, "test": 2}
-    assert not any("(train)" in row.group for row in strict.rows)
+    named = list(hmdb51.videos(tmp_path / "data"))
+    assert "1 sources are in two official splits: kept as published" in "\n".join(report(listing(named, True)))
+    assert "1 sources are in two official splits: 1 videos left out" in "\n".join(report(listing(named)))
+    apart = manifest("hmdb51")
+    assert apart.splits == {"train": 3, "test": 2}
+    assert not any("(train)" in row.group for row in apart.rows)
 
 
 def test_kinetics_tests_on_the_validation_split_and_counts_what_is_gone(manifest, tmp_path):
@@ -112,7 +114,7 @@ def test_kinetics_tests_on_the_validation_split_and_counts_what_is_gone(manifest
     assert (row.group, row.labels) == ("---QUuC4vJs", {"action": "playing piano"})
     listed = listing(kinetics.videos(tmp_path / "data"))
     assert [path.name for path in listed.missing] == ["gone0000000_000001_000011.mp4"]
-    assert "1 videos of the official lists are not there" in "\n".join(report(listed, strict=False))
+    assert "1 videos of the official lists are not there" in "\n".join(report(listed))
 
 
 def test_kinetics_sounds_takes_its_classes_and_all_three_splits(manifest):
@@ -137,11 +139,11 @@ def test_ntu_by_subject_and_by_view(manifest):
     assert row.labels == {"action": "punch other", "violence": "fight"}
     assert by_name(by_subject)["S001C002P001R001A055_rgb"].labels["violence"] == "nofight"
     assert "violence" not in by_name(by_subject)["S001C002P001R001A001_rgb"].labels
-    by_view = manifest("ntu_rgbd", "view")
+    by_view = manifest("ntu_rgbd", "view", as_published=True)
     assert {row.path.name[4:8] for row in by_view.rows if row.split == "test"} == {"C001"}
     assert {row.group for row in by_view.rows} == {"P001", "P003", "P001 (train)", "P003 (train)"}
-    with pytest.raises(UserError, match="--strict: every source of train is in another split too"):
-        manifest("ntu_rgbd", "view", strict=True)
+    with pytest.raises(UserError, match="every source of the official train split is in another one too; --as-pub"):
+        manifest("ntu_rgbd", "view")
     assert len(ntu_rgbd.TRAINING_SUBJECTS) == 20 and len(ntu_rgbd.ACTIONS) == 60
 
 
@@ -176,7 +178,7 @@ def test_folds_take_neighbours_and_cover_everything_once(manifest, tmp_path, nam
 
 
 def test_xd_violence_tells_films_and_labels_by_the_name(manifest):
-    found = manifest("xd_violence")
+    found = manifest("xd_violence", as_published=True)
     assert found.splits == {"train": 3, "test": 2}
     rows = by_name(found)
     both = rows["Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6"]
@@ -184,7 +186,7 @@ def test_xd_violence_tells_films_and_labels_by_the_name(manifest):
     trained = rows["Bad.Boys.1995__#00-26-51_00-27-53_label_B2-0-0"]
     assert (trained.group, trained.extra) == ("Bad.Boys.1995 (train)", {"events": "B2"})
     assert rows["v=38GQ9L2meyE__#1_label_A"].labels == {"violence": "normal"}
-    assert manifest("xd_violence", strict=True).splits == {"train": 2, "test": 2}
+    assert manifest("xd_violence").splits == {"train": 2, "test": 2}
 
 
 def test_ntu_depth_maps_become_a_video_on_the_clock_of_the_colours(manifest, tmp_path):

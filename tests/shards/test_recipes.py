@@ -52,6 +52,10 @@ def test_recipe_fits_the_adapter(path: Path, tmp_path: Path, tiny: bytes) -> Non
     assert recipe.data.clip.seconds == adapter.SETTINGS.seconds
     assert recipe.evaluation.unit == "video"
     assert set(recipe.model.encoders) == set(recipe.data.clip.modalities)
+    whole = listing(adapter.videos(tmp_path))
+    assert bool(whole.shared) == ("--as-published" in head(path).partition("# protocol")[0]), (
+        "published with both sides"
+    )
     assert ("depth" in recipe.data.clip.modalities) == ("--depth" in head(path))
 
 
