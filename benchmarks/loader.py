@@ -220,7 +220,8 @@ def from_caches(running: dict[str, Loader], rounds: int) -> dict[str, list[dict]
         name: {"cache": str(loader.scratch / "cache")} if name == "crossgate" else {}
         for name, loader in running.items()
     }
-    kept = [name for name in running if name not in ("webdataset", "crossgate, no schedule")]
+    keepless = ("webdataset", "megatron-energon", "crossgate, no schedule")
+    kept = [name for name in running if name not in keepless]
     for name in kept:
         for _ in range(2):  # crossgate's cache is filled beside the first epoch
             running[name].ask(**how[name])
@@ -241,12 +242,21 @@ def on_s3(local: Path, stack: ExitStack, folder: Path) -> str:
     server = stack.enter_context(s3_server.seaweed(folder / "weed"))
     os.environ |= {
         "AWS_ENDPOINT_URL": server,
-        "AWS_ALLOW_HTTP": "true",  # litdata's client asks for it
         "S3_ENDPOINT_URL": server,
         "AWS_ACCESS_KEY_ID": s3_server.KEY,
         "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
+        "MSC_CONFIG": str(folder / "energon.json"),
     }
+    credentials = {"access_key": s3_server.KEY, "secret_key": s3_server.SECRET}
+    profile = {
+        "storage_provider": {
+            "type": "s3",
+            "options": {"base_path": "clips", "endpoint_url": server, "region_name": "us-east-1"},
+        },
+        "credentials_provider": {"type": "S3Credentials", "options": credentials},
+    }
+    (folder / "energon.json").write_text(json.dumps({"profiles": {"clips": profile}}))
     client = s3_server.client(server)
     client.create_bucket(Bucket="clips")
     for path in local.rglob("*"):
