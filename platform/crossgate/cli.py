@@ -173,14 +173,21 @@ def estimate(
     config: RecipeFile,
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(help="Ranks, a GPU each.", min=1)] = 1,
-    memory: Annotated[float, typer.Option(help="GiB of a GPU.", min=0)] = 80.0,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="GiB of a rank's device (default: 80, or without GPUs its share of this machine).", min=0),
+    ] = None,
 ) -> None:
     """Estimate the memory of each rank under every ZeRO stage, and say what fits."""
     from crossgate.recipe import load_recipe
+    from crossgate.runs.estimate import device_memory, short_of_clips
     from crossgate.runs.estimate import estimate as estimate_memory
 
     recipe = load_recipe(config, overrides or ())
-    typer.echo(estimate_memory(recipe, gpus).table(recipe.engine.zero_stage, memory))
+    room = device_memory(recipe, gpus) if memory is None else memory
+    typer.echo(estimate_memory(recipe, gpus).table(recipe.engine.zero_stage, room))
+    if said := short_of_clips(recipe):
+        typer.echo(said, err=True)
 
 
 @app.command(rich_help_panel=RUNS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 
 from crossgate.errors import UserError
 from crossgate.recipe import parse_recipe
-from crossgate.runs.estimate import estimate, kept_bytes, state_bytes
+from crossgate.runs.estimate import device_memory, estimate, kept_bytes, short_of_clips, state_bytes
+from crossgate.stream.index import Index
 from crossgate.tasks import build_task
 from crossgate.training.engine import build_engine
 from crossgate.training.pieces import _flat_tensors, begin_moments
@@ -79,3 +81,19 @@ def test_the_table_says_what_fits():
     assert "too large" in said.table(2, 1e-3)
     with pytest.raises(UserError, match="--gpus: .*not divisible by 3 ranks"):
         estimate(recipe(), 3)
+
+
+def test_a_recipe_without_gpus_is_held_against_this_machine_shared_by_its_ranks():
+    whole = psutil.virtual_memory().total / 2**30
+    assert device_memory(recipe(), 1) == pytest.approx(whole, abs=0.1)
+    assert device_memory(recipe(), 4) == pytest.approx(whole / 4, abs=0.1)
+    assert device_memory(recipe(cluster={"gpus_per_worker": 1}), 4) == 80
+
+
+def test_a_split_that_does_not_fill_a_batch_is_told(road):
+    data = {"index": str(road / "shards"), "clip": {"size": 32, "frames": 2, "mels": 32, "seconds": 0.5}}
+    clips = Index.load(str(road / "shards")).splits["train"].clips
+    assert short_of_clips(recipe(data=data | {"global_batch": clips})) == ""
+    said = short_of_clips(recipe(data=data | {"global_batch": clips + 1}))
+    assert said == f"warning: data.train has {clips} clips, which do not fill a global batch of {clips + 1}"
+    assert short_of_clips(recipe()) == ""

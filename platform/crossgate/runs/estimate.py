@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from crossgate.training.engine import Step
 
 GIB = 1 << 30
 STAGES = (0, 1, 2, 3)
+USUAL_GPU = 80.0
+"""GiB of the device that recipes for GPUs are held against where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,23 @@ def estimate(recipe: Recipe, ranks: int) -> Estimate:
         states, step = state_bytes(recipe, stage, trained, frozen, ranks)
         needs.append(Need(stage, states, per_clip * clips, step))
     return Estimate(trained, frozen, per_clip, clips, ranks, tuple(needs))
+
+
+def device_memory(recipe: Recipe, ranks: int) -> float:
+    """Returns GiB of a rank's device where the user names none: a usual GPU, or a rank's share of this machine."""
+    if recipe.cluster.gpus_per_worker:
+        return USUAL_GPU
+    return round(psutil.virtual_memory().total / GIB / ranks, 1)
+
+
+def short_of_clips(recipe: Recipe) -> str:
+    """Returns a warning where the training splits do not fill one global batch; empty: they do, or nobody knows."""
+    if not recipe.data.index or recipe.data.mix:
+        return ""
+    clips = open_index(recipe).select(recipe.data.train, recipe.data.clip.modalities).total
+    if clips >= recipe.data.global_batch:
+        return ""
+    return f"warning: data.train has {clips} clips, which do not fill a global batch of {recipe.data.global_batch}"
 
 
 def refuse_too_large(recipe: Recipe, memory: float, where: str) -> None:
