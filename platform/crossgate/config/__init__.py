@@ -5,7 +5,7 @@ Field docstrings are the documentation: ``crossgate explain`` prints them.
 
 from crossgate.config.base import Config, Count, Fraction, Positive
 from crossgate.config.data import AugmentConfig, CacheConfig, ClipConfig, CorpusConfig, DataConfig
-from crossgate.config.model import EncoderConfig, FusionConfig, ModelConfig
+from crossgate.config.model import EncoderConfig, ExchangeConfig, FusionConfig, ModelConfig
 from crossgate.config.pretext import PretextConfig
 from crossgate.config.results import EvaluationConfig, ReleaseConfig
 from crossgate.config.search import Choice, Range, SearchConfig
@@ -27,6 +27,7 @@ __all__ = [
     "EncoderConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "ExchangeConfig",
     "FinetuneConfig",
     "Fraction",
     "FusionConfig",

@@ -53,6 +53,16 @@ class FusionConfig(Config):
     """Probability of hiding a present modality while training; one is always kept."""
 
 
+class ExchangeConfig(Config):
+    """What encoders learn of one another before their features are fused."""
+
+    name: Literal["none", "mmtm"] = "none"
+    """`mmtm`: what all present modalities show decides which channels of each one's last feature maps count. For
+    fine-tuning with encoders that learn."""
+    ratio: Positive = 4
+    """By how much `mmtm` narrows what it has squeezed."""
+
+
 class ModelConfig(Config):
     """The network."""
 
@@ -62,6 +72,8 @@ class ModelConfig(Config):
     """Width E of the contrastive embedding."""
     encoders: dict[str, EncoderConfig] = {}
     """Per modality; a modality that is not named gets its defaults."""
+    exchange: ExchangeConfig = ExchangeConfig()
+    """Between the encoders."""
     fusion: FusionConfig = FusionConfig()
     """Gate and fusion."""
 

@@ -71,6 +71,11 @@ class Recipe(Config):
             raise ValueError("finetune.features keeps clips of data.index alone: leave data.mix empty")
         if self.kind == "pretrain" and len(self.data.clip.modalities) < 2:
             raise ValueError("data.clip.modalities: pretraining contrasts modalities and needs two or more")
+        if self.model.exchange.name != "none" and (self.kind in ("pretrain", "study") or self.finetune.freeze):
+            raise ValueError(
+                "model.exchange: it learns with the encoders from labels (a contrast would be solved by what passes "
+                "between them, frozen encoders have none): set its name to none"
+            )
         return self
 
     def micro_batch(self, ranks: int) -> int:

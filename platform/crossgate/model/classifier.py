@@ -58,11 +58,11 @@ class Classifier(nn.Module):
 
     def forward(self, streams: Mapping[str, Tensor], present: Tensor, draws: Tensor | None = None) -> ClassifierOutput:
         network = self.network
-        features = network.encode(streams, present)
+        visible = network.hide(present, draws)
+        features = network.encode(streams, present, visible)
         unimodal = torch.stack(
             [self.unimodal_heads[name](features[:, m]) for m, name in enumerate(network.modalities)], dim=1
         )  # (B, M, K)
-        visible = network.hide(present, draws)
         output = network.fuse(features, visible, unimodal if network.fusion.needs_logits else None, draws)
         fused = output.embedding
         if fused is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crossgate.config import ClipConfig, ModelConfig
 from crossgate.model.encoders import Encoder
+from crossgate.model.exchange import Exchange
 from crossgate.model.fusion import FusionInput, FusionOutput, build_fusion
 
 SMALLEST_DEVIATION = 1e-3  # a feature that never varies is not blown up
@@ -54,6 +55,10 @@ class MultimodalNetwork(nn.Module):
             {name: Encoder(name, config.encoder(name), clip.shape(name), config.dim) for name in clip.modalities}
         )
         self.fusion = build_fusion(config.fusion, len(clip.modalities), config.dim, classes, names=clip.modalities)
+        self.exchange: Exchange | None = None
+        if config.exchange.name == "mmtm":
+            widths = [encoder.split(clip.shape(name)[1:]) for name, encoder in self._named_encoders()]
+            self.exchange = Exchange(config.exchange, widths)
         self.register_buffer("feature_mean", torch.zeros(len(clip.modalities), config.dim))
         self.register_buffer("feature_scale", torch.ones(len(clip.modalities), config.dim))
         self.frozen = False
@@ -66,8 +71,7 @@ class MultimodalNetwork(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Makes every encoder compute its activations again backward instead of keeping them."""
-        for encoder in self.encoders.values():
-            assert isinstance(encoder, Encoder)
+        for _, encoder in self._named_encoders():
             encoder.checkpoint_activations()
 
     def train(self, mode: bool = True) -> MultimodalNetwork:
@@ -76,22 +80,37 @@ class MultimodalNetwork(nn.Module):
             self.encoders.eval()
         return self
 
-    def raw_features(self, streams: Mapping[str, Tensor], present: Tensor) -> Tensor:
+    def _named_encoders(self) -> Iterator[tuple[str, Encoder]]:
+        for name, encoder in self.encoders.items():
+            assert isinstance(encoder, Encoder)
+            yield name, encoder
+
+    def raw_features(self, streams: Mapping[str, Tensor], present: Tensor, visible: Tensor | None = None) -> Tensor:
         """Returns the encoders' features ``(B, M, D)``: zeros, and no gradient, where a modality is absent.
 
         Every encoder runs, whatever is present, so that all ranks take part in the same collectives. What the
         streams hold in absent rows is never looked at. A stream ``(B, D)`` is a raw feature that the frozen encoder
-        gave before, and is taken as it is.
+        gave before, and is taken as it is. `visible` ``(B, M)``: which modalities the others' encoders may learn of,
+        where there is an exchange between them (None: all present).
         """
-        features = []
+        absent = ~present
+        clean = {
+            name: streams[name].masked_fill(absent[:, m].view(-1, *[1] * (streams[name].ndim - 1)), 0)
+            for m, name in enumerate(self.modalities)
+        }
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            for m, name in enumerate(self.modalities):
-                here = present[:, m]
-                stream = streams[name]
-                stream = stream.masked_fill(~here.view(-1, *[1] * (stream.ndim - 1)), 0)
-                feature = stream if stream.ndim == 2 else self.encoders[name](stream)
-                features.append(feature.masked_fill(~here.unsqueeze(-1), 0))
-        return torch.stack(features, dim=1)  # (B, M, D)
+            if self.exchange is not None:
+                features = self._exchanged(clean, present if visible is None else visible)
+            else:
+                features = [one if one.ndim == 2 else self.encoders[name](one) for name, one in clean.items()]
+            return torch.stack(features, dim=1).masked_fill(absent.unsqueeze(-1), 0)  # (B, M, D)
+
+    def _exchanged(self, streams: Mapping[str, Tensor], seen: Tensor) -> list[Tensor]:
+        assert self.exchange is not None
+        encoders = dict(self._named_encoders())
+        maps = {name: encoders[name].maps(stream) for name, stream in streams.items()}
+        changed = self.exchange([encoders[name].places(one) for name, one in maps.items()], seen)
+        return [encoders[name].from_maps(one, places) for (name, one), places in zip(maps.items(), changed)]
 
     def frame_features(self, name: str, stream: Tensor, here: Tensor) -> Tensor:
         """Returns the features ``(B, T, D)`` of the frames of one modality, zeros where `here` ``(B,)`` says absent."""
@@ -101,9 +120,9 @@ class MultimodalNetwork(nn.Module):
         assert isinstance(encoder, Encoder)
         return encoder.frames(stream).masked_fill(absent.view(-1, 1, 1), 0)
 
-    def encode(self, streams: Mapping[str, Tensor], present: Tensor) -> Tensor:
+    def encode(self, streams: Mapping[str, Tensor], present: Tensor, visible: Tensor | None = None) -> Tensor:
         """Returns `raw_features`, standardised where `standardise` was called: what gate, fusion and heads see."""
-        raw = self.raw_features(streams, present)
+        raw = self.raw_features(streams, present, visible)
         features = (raw - self.feature_mean.to(raw.dtype)) * self.feature_scale.to(raw.dtype)
         return features.masked_fill(~present.unsqueeze(-1), 0)
 
@@ -153,8 +172,9 @@ class MultimodalNetwork(nn.Module):
 
     def forward(self, streams: Mapping[str, Tensor], present: Tensor, draws: Tensor | None = None) -> NetworkOutput:
         """Encodes and fuses (fusions that mix logits need `fuse` with logits instead)."""
-        features = self.encode(streams, present)
-        output = self.fuse(features, self.hide(present, draws), draws=draws)
+        visible = self.hide(present, draws)
+        features = self.encode(streams, present, visible)
+        output = self.fuse(features, visible, draws=draws)
         return NetworkOutput(features, present, output.embedding, output.weights)
 
 

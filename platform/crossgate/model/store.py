@@ -294,6 +294,10 @@ def _wanted(network: MultimodalNetwork, card: ModelCard, result: WarmStart) -> t
             prefixes.append(f"encoders.{modality}.")
     if network.modalities == card.clip.modalities:
         prefixes.append("feature_")
+    if network.modalities == card.clip.modalities and network.config.exchange == card.model.exchange:
+        prefixes.append("exchange.")
+    elif card.model.exchange.name != "none":
+        result.skipped["exchange"] = "it is another, or between other modalities"
     here, there = network.config.fusion.name, card.model.fusion.name
     if here != there:
         result.skipped["fusion"] = f"its fusion is {there}, here {here}"
