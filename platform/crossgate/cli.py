@@ -191,6 +191,17 @@ def estimate(
 
 
 @app.command(rich_help_panel=RUNS)
+def trace(
+    run: Annotated[Path, typer.Argument(help="Directory of a run that was trained with training.trace.")],
+    out: Annotated[Path | None, typer.Option(help="Picture to write (default: RUN/trace/timeline.png).")] = None,
+) -> None:
+    """Draw what every rank did in the steps that a run traced, phase by phase."""
+    from crossgate.runs.trace import trace_picture
+
+    typer.echo(f"wrote {trace_picture(run, out)}")
+
+
+@app.command(rich_help_panel=RUNS)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     corpus: Annotated[Path | None, typer.Option(help="A manifest of real videos instead of generated ones.")] = None,

@@ -33,6 +33,7 @@ _OPERATIONAL_KEYS = {
         "nonfinite_rollbacks",
         "watchdog_s",
         "profile",
+        "trace",
     ),
 }
 # Kinds whose results are all of their index: under another one they are another run. Training resumes over a copy of

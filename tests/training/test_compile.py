@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 
 import pytest
 import torch
@@ -74,6 +75,23 @@ def test_fp16_scales_losses_and_trains_near_fp32(tmp_path, monkeypatch):
     run_fit(tiny_recipe(tmp_path, "fp16", engine=engine), validated=False)
     assert losses(tmp_path, "fp16") == pytest.approx(losses(tmp_path, "fp32"), abs=0.02)
     assert losses(tmp_path, "fp16") != pytest.approx(losses(tmp_path, "fp32"), abs=1e-6)
+
+
+def test_the_scale_of_fp16s_losses_goes_on_where_it_was(tmp_path, monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    settings = tmp_path / "ds.json"
+    settings.write_text(json.dumps({"fp16": {"initial_scale_power": 8, "loss_scale_window": 2}}))
+    engine = {"precision": "fp16", "zero_stage": 2, "deepspeed": str(settings)}
+    recipe = tiny_recipe(tmp_path, "run", engine=engine, training={"steps": 6, "save_every": 3, "keep": 9})
+    run_fit(recipe, validated=False)
+    newest = tmp_path / "run" / "checkpoints" / "step-00000006"
+    undisturbed = json.loads((newest / "manifest.json").read_text())["loss_scale"]
+    shutil.rmtree(newest)
+    assert run_fit(recipe, validated=False).resumed_from == 3
+    assert json.loads((newest / "manifest.json").read_text())["loss_scale"] == undisturbed
+    assert undisturbed["cur_scale"] > 2**8
 
 
 def test_a_profile_shows_the_phases_of_the_steps_asked_for(tmp_path):

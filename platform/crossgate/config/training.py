@@ -90,6 +90,9 @@ class TrainingConfig(Config):
     profile: tuple[Positive, Positive] | None = None
     """First and last step that torch's profiler records, on every rank, below the run's `profile/` (for Perfetto or
     chrome://tracing)."""
+    trace: tuple[Positive, Positive] | None = None
+    """First and last step of which every rank notes when each phase began, below the run's `trace/` (for
+    `crossgate trace`)."""
     checkpoint_url: FolderUrl = ""
     """Folder or s3:// URL that checkpoints are uploaded to while training goes on, below the run's name; the same ones
     are kept there, and a run whose own folder is lost goes on from there (empty: none)."""

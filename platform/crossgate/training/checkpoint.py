@@ -27,7 +27,7 @@ from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import dump_recipe, load_recipe, recipe_digest
 from crossgate.stream.storage import Store
-from crossgate.training.engine import full_weights, user_settings
+from crossgate.training.engine import full_weights, set_loss_scale, user_settings
 from crossgate.training.pieces import adam_steps, begin_moments, held_pieces, own_pieces, publish_values
 from crossgate.training.randomness import begin_random_states, load_random_states, save_random_states
 from crossgate.training.states import PieceReader, Unfit, write_pieces
@@ -55,6 +55,8 @@ class Manifest:
     best_step: int = 0
     """Step of the best validation so far (0: none yet)."""
     best_value: float | None = None
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """Where the search for fp16's scale of losses stood."""
     code: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Relative path -> size and sha256."""
@@ -293,6 +295,7 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
     except Unfit as error:
         raise _other_version(checkpoint.path, f"its weights are not this model's: {error}") from None
     publish_values(engine)
+    set_loss_scale(engine, manifest.loss_scale)
     states = _random(checkpoint.path, world)
     if states.exists():
         load_random_states(states)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ _OWNED = {
 }
 
 
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -155,6 +156,21 @@ def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
             whole = whole.detach().reshape(() if id(value) in engine.module.scalars else whole.shape)
             state[name] = (whole.float() if whole.is_floating_point() else whole).cpu().clone().contiguous()
     return state
+
+
+def loss_scale(engine: Any) -> dict[str, float]:
+    """Returns where the search for fp16's scale of losses stands; empty under another precision."""
+    if not engine.fp16_enabled():
+        return {}
+    scaler = engine.optimizer.loss_scaler
+    return {name: getattr(scaler, name) for name in _SCALER if hasattr(scaler, name)}
+
+
+def set_loss_scale(engine: Any, state: Mapping[str, float]) -> None:
+    """Goes on with the search from where `loss_scale` found it; nothing, from another precision, starts it anew."""
+    if engine.fp16_enabled():
+        for name, value in state.items():
+            setattr(engine.optimizer.loss_scaler, name, value)
 
 
 def _constant(task: nn.Module) -> dict[str, Tensor]:

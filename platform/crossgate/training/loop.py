@@ -33,7 +33,7 @@ from crossgate.training.checkpoint import (
     save_checkpoint,
 )
 from crossgate.training.driver import Driver
-from crossgate.training.engine import build_engine, full_weights
+from crossgate.training.engine import build_engine, full_weights, loss_scale
 from crossgate.training.meters import Meters, peak_flops
 from crossgate.training.metrics import MetricsFile
 from crossgate.training.nonfinite import NonFinitePolicy, Verdict
@@ -42,6 +42,7 @@ from crossgate.training.progress import ProgressLine
 from crossgate.training.randomness import random_states_kept
 from crossgate.training.requests import STOP, Requests, heeding_sigterm
 from crossgate.training.schedule import LearningRates
+from crossgate.training.trace import StepTrace
 from crossgate.training.upload import Uploader, checkpoint_store
 from crossgate.training.watchdog import Phase, Watchdog
 from crossgate.training.window import Window
@@ -180,6 +181,7 @@ class _Run:
         self.nonfinite = NonFinitePolicy(training.nonfinite_skips, training.nonfinite_rollbacks)
         self.watchdog = Watchdog(training.watchdog_s, run_dir / "hangs", world)
         self.profile = StepProfile(training.profile, run_dir / "profile" / f"rank-{world.rank:05d}.json.gz")
+        self.trace = StepTrace(training.trace, run_dir, world.rank)
         self.meters = Meters(recipe.data.global_batch, world.ranks, world.device, precision=recipe.engine.precision)
         self.line = ProgressLine(recipe.run.name, self.total, enabled=world.leads)
         self.step = self.resumed_from = self.saved_step = self.best_step = 0
@@ -243,7 +245,7 @@ class _Run:
         self.engine.train()
         self.meters.start()
         self._count_flops = peak_flops(self.world.device, self.recipe.engine.precision) is not None
-        with self.watchdog, self.profile:
+        with self.watchdog, self.profile, self.trace:
             while self.step < self.total:
                 self._train_step(batches)
                 self._do_what_is_due()
@@ -279,6 +281,7 @@ class _Run:
     def _begin(self, phase: Phase) -> None:
         self.watchdog.enter(phase, self.step)
         self.profile.enter(phase, self.step)
+        self.trace.enter(phase, self.step)
 
     def _train_step(self, batches: Iterator[Any]) -> None:
         self.step += 1
@@ -397,6 +400,7 @@ class _Run:
                 metrics=self.metrics,
                 best_step=self.best_step,
                 best_value=self.best_value,
+                loss_scale=loss_scale(self.engine),
             )
             path = save_checkpoint(self.engine, self.run_dir, manifest, self.world, weights=best)
             if self.world.leads:
