@@ -54,34 +54,45 @@ def held(process: psutil.Process) -> tuple[float, int, int]:
 def test_nothing_grows_in_five_epochs(url: str) -> None:
     data = DataConfig(clip=ClipConfig(size=64), global_batch=8, loader_workers=WORKERS, prefetch=2)
     loader = ClipLoader(Index.load(url), ["train"], data, seed=0)
-    me, epochs = psutil.Process(), []
+    me = psutil.Process()
     others = me.children(recursive=True)  # of other tests: a Ray that a session keeps
     batches = iter(loader)
-    for _ in range(10 * loader.steps_per_epoch):  # small epochs: until allocators and pools have what they need
+    for _ in range(5 * loader.steps_per_epoch):
         next(batches)
     workers = [child for child in me.children(recursive=True) if child not in others and child.num_threads() > 1]
     assert len(workers) >= WORKERS
-    for _ in range(5):
+
+    def epoch() -> np.ndarray:
+        """Returns what each process held when it held least: batches that wait take memory and files."""
         samples = []
         for step in range(loader.steps_per_epoch):
             next(batches)
             if step % 3 == 0:
                 samples.append([held(process) for process in (me, *workers)])
-        epochs.append(np.min(samples, axis=0))  # batches that wait hold memory and files: the least counts
+        return np.min(samples, axis=0)  # (processes, MiB and files and sockets)
+
+    seen, growth = [], np.inf
+    # Allocators take arenas until they have enough, in some processes late; a leak grows in every stretch of epochs.
+    for _ in range(6):
+        stretch = [epoch() for _ in range(5)]
+        seen.append(np.round(stretch, 1))
+        growth = np.max(stretch[3:], axis=0) - np.max(stretch[:2], axis=0)
+        # A batch on its way is a file for each of its tensors; one file more a batch would be 18 by then.
+        if (growth <= (3.0, 12, 4)).all():
+            break
     batches.close()  # type: ignore[attr-defined]
     assert loader.meters()["data/bad_clips"] == 0
-    growth = np.max(epochs[3:], axis=0) - np.max(epochs[:2], axis=0)  # (processes, 3)
-    # A batch on its way is a file for each of its tensors; one file more a batch would be 18 by then.
-    assert (growth <= (6.0, 12, 4)).all(), f"MiB, files, sockets of trainer and workers:\n{np.array(epochs).round(1)}"
+    assert (growth <= (3.0, 12, 4)).all(), f"MiB, files, sockets of trainer and workers:\n{seen}"
 
 
 def test_nothing_is_left_behind_by_iterators_that_are_let_go(url: str) -> None:
     data = DataConfig(clip=ClipConfig(size=64), global_batch=8, loader_workers=1, prefetch=2)
     loader, me, after = ClipLoader(Index.load(url), ["train"], data, seed=0), psutil.Process(), []
-    for _ in range(5):
+    for _ in range(6):
         batches = iter(loader)
         next(batches)
         batches.close()  # type: ignore[attr-defined]
         after.append((*held(me), len(me.children(recursive=True))))
-    growth = np.subtract(after[4], after[1])
-    assert (growth <= (4.0, 2, 2, 0)).all(), after
+    growth = np.diff(after[1:], axis=0)  # (iterators, MiB, files, sockets and children)
+    assert np.median(growth[:, 0]) <= 1.0, after
+    assert (growth[:, 1:].sum(axis=0) <= (2, 2, 0)).all(), after
