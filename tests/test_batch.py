@@ -45,3 +45,13 @@ def test_parts_joined_are_the_whole() -> None:
     parts = [whole.select(slice(0, 3)), whole.select(slice(3, 4)), whole.select(torch.tensor([4, 5, 6]))]
     assert same(ClipBatch.concatenate(parts), whole)
     assert not same(ClipBatch.concatenate(parts[::-1]), whole)
+
+
+def test_every_tensor_travels() -> None:
+    moved = batch(3).to("meta")
+    assert all(x.device.type == "meta" for x in [*moved.streams.values(), *moved.labels.values()])
+    assert {moved.present.device.type, moved.group.device.type, moved.degraded.device.type, moved.clip.device.type} == {
+        "meta"
+    }
+    assert moved.keys == batch(3).keys
+    assert same(batch(3).to("cpu"), batch(3))

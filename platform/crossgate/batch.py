@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,32 +39,30 @@ class ClipBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
         """Returns the batch with its tensors on the device."""
-
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=non_blocking)
-
-        return ClipBatch(
-            modalities=self.modalities,
-            streams={name: move(x) for name, x in self.streams.items()},
-            present=move(self.present),
-            group=move(self.group),
-            labels={name: move(x) for name, x in self.labels.items()},
-            degraded=move(self.degraded),
-            clip=move(self.clip),
-            keys=self.keys,
-        )
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ClipBatch:
         """Returns the batch in page-locked memory, for overlapped copies to a GPU."""
-        return ClipBatch(
-            modalities=self.modalities,
-            streams={name: x.pin_memory() for name, x in self.streams.items()},
-            present=self.present.pin_memory(),
-            group=self.group.pin_memory(),
-            labels={name: x.pin_memory() for name, x in self.labels.items()},
-            degraded=self.degraded.pin_memory(),
-            clip=self.clip.pin_memory(),
-            keys=self.keys,
+        return self._each(lambda x: x.pin_memory())
+
+    def used_by(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the tensors' memory from other use until the stream has done what it was given so far."""
+
+        def keep(x: Tensor) -> Tensor:
+            x.record_stream(stream)
+            return x
+
+        self._each(keep)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+        return replace(
+            self,
+            streams={name: change(x) for name, x in self.streams.items()},
+            present=change(self.present),
+            group=change(self.group),
+            labels={name: change(x) for name, x in self.labels.items()},
+            degraded=change(self.degraded),
+            clip=change(self.clip),
         )
 
     def select(self, rows: Tensor | slice) -> ClipBatch:

@@ -34,6 +34,7 @@ from crossgate.training.checkpoint import (
 )
 from crossgate.training.driver import Driver
 from crossgate.training.engine import build_engine, full_weights, loss_scale
+from crossgate.training.feed import Feed
 from crossgate.training.meters import Meters, peak_flops
 from crossgate.training.metrics import MetricsFile
 from crossgate.training.nonfinite import NonFinitePolicy, Verdict
@@ -177,6 +178,7 @@ class _Run:
         self.driver = Driver(self.engine, recipe, world, self._begin)
         self.as_one = recipe.engine.accumulation > 1 and contrasts(task)
         self.rates = LearningRates(self.engine.optimizer, self.total, recipe.optim)
+        self.feed = Feed(world.device)
         self.window = Window(world)
         self.nonfinite = NonFinitePolicy(training.nonfinite_skips, training.nonfinite_rollbacks)
         self.watchdog = Watchdog(training.watchdog_s, run_dir / "hangs", world)
@@ -304,9 +306,11 @@ class _Run:
         return self.step == self.total or self.step % self.recipe.training.log_every == 0
 
     def _next(self, batches: Iterator[Any]) -> Any:
+        self.feed.keep_pace()
         self._begin("load")
         with self.meters.waiting():
-            return self._to_device(next(batches))
+            batch = next(batches)
+        return self.feed.to_device(batch)
 
     def _step_as_one(self, batches: list[Any]) -> None:
         loss, report = step_as_one(self.driver, batches, self._forward)
@@ -323,9 +327,6 @@ class _Run:
         # A backward pass costs twice its forward pass.
         self.meters.flops_per_step = 3.0 * counter.get_total_flops() * self.recipe.engine.accumulation
         return output
-
-    def _to_device(self, batch: Any) -> Any:
-        return batch if self.world.device.type == "cpu" else batch.pin_memory().to(self.world.device)
 
     # ---- once in a while ---------------------------------------------------------------------------------------
 
