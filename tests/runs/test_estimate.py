@@ -8,7 +8,14 @@ import torch
 
 from crossgate.errors import UserError
 from crossgate.recipe import parse_recipe
-from crossgate.runs.estimate import device_memory, estimate, kept_bytes, short_of_clips, state_bytes
+from crossgate.runs.estimate import (
+    bucket_bytes,
+    device_memory,
+    estimate,
+    kept_bytes,
+    short_of_clips,
+    state_bytes,
+)
 from crossgate.stream.index import Index
 from crossgate.tasks import build_task
 from crossgate.training.engine import build_engine
@@ -61,6 +68,29 @@ def test_ranks_share_what_the_stage_shards():
     assert four == [16_000, 11_000, 8_000, 5_000]
     offloaded = recipe(engine={"zero_stage": 2, "offload": "optimizer"})
     assert state_bytes(offloaded, 2, 1000, 0, 4)[0] == 5_000
+
+
+@pytest.mark.parametrize(
+    ("engine", "trained", "expected"),
+    [
+        ({"zero_stage": 1}, 300_000_000, 20_000_000),
+        ({"zero_stage": 2, "precision": "bf16"}, 300_000_000, 10_000_000),
+        ({"zero_stage": 2}, 1_000, 4_000),
+        ({"zero_stage": 2, "offload": "optimizer"}, 1_000, 20_000_000),
+        ({"zero_stage": 3, "precision": "bf16"}, 1_000, 10_000_000),
+        ({"zero_stage": 0}, 300_000_000, 1_200_000_000),
+    ],
+)
+def test_a_bucket_of_gradients_is_laid_beside_them(engine, trained, expected):
+    assert bucket_bytes(recipe(engine=engine), engine["zero_stage"], trained) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bucket_that_is_whole_from_the_start_is_what_deepspeed_holds(precision):
+    config = recipe(engine={"zero_stage": 3, "precision": precision})
+    engine = build_engine(build_task(config, {}), config, current_world())
+    assert sum(bucket.buffer.nbytes for bucket in engine.optimizer.ipg_buckets.values()) == bucket_bytes(config, 3, 1)
+    engine.destroy()
 
 
 def test_activations_grow_by_the_clip_and_shrink_when_recomputed():

@@ -9,7 +9,7 @@ import torch
 from tiny_run import TinyTask, run_fit, tiny_recipe
 
 from crossgate.errors import UserError
-from crossgate.training.engine import build_engine, deepspeed_settings
+from crossgate.training.engine import BUCKET, build_engine, deepspeed_settings
 from crossgate.training.meters import Meters, peak_flops
 from crossgate.training.progress import ProgressLine, describe, duration
 from crossgate.training.window import Window
@@ -23,7 +23,7 @@ def test_settings_follow_the_recipe_and_the_users_json_is_merged_over(tmp_path):
     extra = tmp_path / "ds.json"
     extra.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 1234}, "wall_clock_breakdown": True}))
     engine = {"zero_stage": 3, "offload": "parameters", "accumulation": 2, "deepspeed": str(extra)}
-    settings = deepspeed_settings(tiny_recipe(tmp_path, "x", engine=engine), World(0, 0, 2, CPU))
+    settings = deepspeed_settings(tiny_recipe(tmp_path, "x", engine=engine), World(0, 0, 2, CPU), 1000)
     assert settings["train_micro_batch_size_per_gpu"] == 4
     assert settings["zero_optimization"]["stage"] == 3
     assert settings["zero_optimization"]["reduce_bucket_size"] == 1234
@@ -46,14 +46,21 @@ def test_an_unusable_json_gets_one_line(tmp_path, content, complaint):
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=complaint) as caught:
-        deepspeed_settings(tiny_recipe(tmp_path, "x", engine={"deepspeed": str(path)}), ALONE)
+        deepspeed_settings(tiny_recipe(tmp_path, "x", engine={"deepspeed": str(path)}), ALONE, 1000)
     assert "ds.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path):
     with pytest.raises(UserError, match="multiple of 3"):
-        deepspeed_settings(tiny_recipe(tmp_path, "x"), World(0, 0, 3, CPU))
+        deepspeed_settings(tiny_recipe(tmp_path, "x"), World(0, 0, 3, CPU), 1000)
+
+
+@pytest.mark.parametrize(("ranks", "for_all"), [(1, False), (4, False), (5, True), (1000, True)])
+def test_a_sum_goes_to_its_owner_alone_while_a_bucket_has_one_or_two(tmp_path, ranks, for_all):
+    recipe = tiny_recipe(tmp_path, "x", data={"global_batch": 1000})
+    zero = deepspeed_settings(recipe, World(0, 0, ranks, CPU), 4 * BUCKET)["zero_optimization"]
+    assert (zero["reduce_bucket_size"], zero["use_multi_rank_bucket_allreduce"]) == (BUCKET, for_all)
 
 
 def test_the_callers_task_stays_plain(tmp_path):

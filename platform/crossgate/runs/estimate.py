@@ -14,7 +14,7 @@ from crossgate.errors import UserError
 from crossgate.recipe import micro_batch
 from crossgate.runs.context import open_index
 from crossgate.tasks import Task, build_task
-from crossgate.training.engine import Step
+from crossgate.training.engine import BUCKET, Step
 
 GIB = 1 << 30
 STAGES = (0, 1, 2, 3)
@@ -33,11 +33,13 @@ class Need:
     """What a micro-batch keeps for its backward pass."""
     step: int
     """What the optimiser's step takes besides, when activations are gone."""
+    bucket: int
+    """Gradients on their way to other ranks."""
 
     @property
     def peak(self) -> int:
-        """The most at any time; buffers of collectives and the allocator's waste come on top, some 10 %."""
-        return self.states + max(self.activations, self.step)
+        """The most at any time; the allocator's waste and NCCL's own buffers come on top, some 10 %."""
+        return self.states + max(self.activations + self.bucket, self.step)
 
     def fits(self, memory: float) -> bool:
         """Whether it does into so many GiB, with a tenth to spare."""
@@ -63,14 +65,14 @@ class Estimate:
             f"{self.trained / 1e6:.1f} M parameters train, {self.frozen / 1e6:.1f} M are frozen; {self.ranks} ranks of "
             f"{self.micro_batch} clips a micro-batch, {self.per_clip / (1 << 20):.1f} MiB of activations a clip",
             "",
-            "ZeRO    states  activations  step     peak   ",
+            "ZeRO    states  activations    bucket      step      peak",
         ]
         for need in self.needs:
-            parts = (need.states, need.activations, need.step, need.peak)
-            states, activations, step, peak = (f"{part / GIB:.2f} GiB" for part in parts)
+            parts = (need.states, need.activations, need.bucket, need.step, need.peak)
+            states, activations, bucket, step, peak = (f"{part / GIB:.2f} GiB" for part in parts)
             fits = "fits" if need.fits(memory) else "too large"
             mark = "  <- the recipe's" if need.stage == stage else ""
-            lines.append(f"{need.stage:<4}{states:>10}{activations:>13}{step:>10}{peak:>11}  {fits}{mark}")
+            lines.append(f"{need.stage:<4}{states:>10}{activations:>13}{bucket:>10}{step:>10}{peak:>10}  {fits}{mark}")
         return "\n".join([*lines, "", f"fits: with a tenth to spare in a device of {memory:g} GiB (--memory)"])
 
 
@@ -93,7 +95,7 @@ def estimate(recipe: Recipe, ranks: int) -> Estimate:
         if stage == 0 and recipe.engine.precision == "bf16":
             continue
         states, step = state_bytes(recipe, stage, trained, frozen, ranks)
-        needs.append(Need(stage, states, per_clip * clips, step))
+        needs.append(Need(stage, states, per_clip * clips, step, bucket_bytes(recipe, stage, trained)))
     return Estimate(trained, frozen, per_clip, clips, ranks, tuple(needs))
 
 
@@ -136,11 +138,11 @@ def state_bytes(recipe: Recipe, stage: int, trained: int, frozen: int, ranks: in
     After Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, section 5), with what DeepSpeed does differently: under fp32
     too, every stage from 1 on keeps a master besides the weights, and a step flattens its share of the gradient anew.
     """
-    width = 2 if recipe.engine.precision == "bf16" else 4
+    width = _width(recipe)
     share = trained // ranks
     weights = gradients = width * trained
     if stage == 0:
-        return weights + gradients + 8 * trained + width * frozen, 0
+        return 16 * trained + width * frozen, 0
     optimizer = 12 * share
     if stage == 3:
         weights, frozen = width * share, frozen // ranks
@@ -152,6 +154,22 @@ def state_bytes(recipe: Recipe, stage: int, trained: int, frozen: int, ranks: in
         weights = 0
     at_once = 0 if recipe.engine.offload != "none" else 4 * share
     return weights + gradients + optimizer + width * frozen, at_once
+
+
+def bucket_bytes(recipe: Recipe, stage: int, trained: int) -> int:
+    """Returns bytes of gradients that DeepSpeed lays in a row before ranks sum them.
+
+    Stage 3 and offloading have room for a whole bucket from the start.
+    """
+    if stage == 0:
+        return _width(recipe) * trained  # all at once, at the step
+    whole = stage == 3 or recipe.engine.offload != "none"
+    return _width(recipe) * (BUCKET if whole else min(BUCKET, trained))
+
+
+def _width(recipe: Recipe) -> int:
+    """Returns bytes of a weight on the device."""
+    return 4 if recipe.engine.precision == "fp32" else 2
 
 
 def kept_bytes(task: Task, recipe: Recipe, clips: int) -> int:
