@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from crossgate.objectives.agreement import agreement
 from crossgate.objectives.classification import cross_entropy
 from crossgate.objectives.gating import concentration, load_balance
 from crossgate.objectives.infonce import Views, infonce
@@ -42,7 +43,8 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
     contrast = infonce(views, views.gathered(), PAIRS, log_scale.exp())
     tiled = infonce(views, views.gathered(), PAIRS, log_scale.exp(), tile=3)
     questions = siglip(views, views.gathered(), PAIRS, log_scale.exp(), -log_scale, tile=3)
-    agreement = vicreg(views.gathered(), PAIRS)
+    unlike = vicreg(views.gathered(), PAIRS)
+    alike = agreement(views, views.gathered(), PAIRS, log_scale.exp(), positives=2, tile=3)
     losses = cross_entropy(
         hidden @ classifier,
         labels[mine],
@@ -53,7 +55,7 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
     soft = hidden.square().mean(-1).masked_fill(~present[mine], -torch.inf).softmax(-1).nan_to_num()  # (B, V)
     hard = torch.nn.functional.one_hot(soft.argmax(1), VIEWS) * present[mine]
     uneven = load_balance(hard, soft, present[mine]) + concentration(soft, present[mine])
-    total = contrast.loss + 2 * tiled.loss + questions.loss + 0.1 * agreement.loss
+    total = contrast.loss + 2 * tiled.loss + questions.loss + 0.1 * unlike.loss + alike
     (total + losses.sum() + uneven).backward()
     gradients = {"weights": weights.grad, "classifier": classifier.grad, "log_scale": log_scale.grad}
     for gradient in gradients.values():
@@ -71,7 +73,8 @@ def solve(rank: int, ranks: int) -> dict[str, Tensor]:
         "classes": losses.detach(),
         "siglip": questions.loss.detach(),
         "siglip_top1": questions.top1,
-        "vicreg": agreement.loss.detach(),
+        "vicreg": unlike.loss.detach(),
+        "agreement": alike.detach(),
         "uneven": uneven.detach(),
         **{name: gradient for name, gradient in gradients.items() if gradient is not None},
     }

@@ -57,7 +57,11 @@ def micro_batches(batch: Any) -> list[Any]:
 )
 def test_a_step_as_one_has_the_gradient_of_the_undivided_batch(small: ModuleType, objective, fusion) -> None:
     pretext = {"tasks": ["rotation", "flip", "channels", "arrow", "synchrony"] if objective == "vicreg" else []}
-    sections = {"pretrain": {"objective": objective, "pretext": pretext}, "engine": {"accumulation": PARTS}}
+    agreement = 3 if objective == "infonce" else 0
+    sections = {
+        "pretrain": {"objective": objective, "agreement": agreement, "pretext": pretext},
+        "engine": {"accumulation": PARTS},
+    }
     recipe = small.recipe("pretrain", fusion=fusion, **sections)
     batch = fp64(small.clips(recipe))
     undivided = build_task(recipe, {}).double()

@@ -134,6 +134,17 @@ def test_other_objectives_train_everything_too(small: ModuleType, objective: str
     assert task(batch)[0] == 0
 
 
+def test_agreement_adds_its_part(small: ModuleType) -> None:
+    losses = []
+    for agreement, weight in ((0, 1.0), (2, 1.0), (2, 0.5)):
+        recipe = small.recipe("pretrain", pretrain={"agreement": agreement, "agreement_weight": weight})
+        loss, report = build_task(recipe, {})(small.clips(recipe))
+        losses.append(loss.item())
+        part = report["loss/agreement"].item() if agreement else 0.0
+        assert losses[-1] - losses[0] == pytest.approx(weight * part, rel=1e-4)
+    assert losses[1] > losses[2] > losses[0]
+
+
 def test_tiles_change_nothing(small: ModuleType) -> None:
     losses = []
     for tile in (0, 3):

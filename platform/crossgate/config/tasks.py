@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from crossgate.config.base import Config, Fraction
+from crossgate.config.base import Config, Count, Fraction
 from crossgate.config.pretext import PretextConfig
 
 
@@ -27,6 +27,11 @@ class PretrainConfig(Config):
     """Train the temperature (bounded below by 0.01, as CLIP)."""
     fused_weight: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the contrast between the fused embedding and each modality, which trains gate and fusion."""
+    agreement: Count = 0
+    """Other clips of the global batch that count as positives of a clip within each modality: those most like it in
+    both modalities of a pair (cross-modal agreement, AVID-CMA; the paper: 32 of all clips; 0: none)."""
+    agreement_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of that loss beside the contrast."""
     exclude_group: bool = True
     """Clips of the same group are no negatives of one another."""
     contrast: Annotated[float, Field(ge=0)] = 1.0

@@ -12,6 +12,7 @@ from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.model.contrastive import ContrastiveModel
 from crossgate.model.network import MultimodalNetwork
+from crossgate.objectives.agreement import agreement
 from crossgate.objectives.infonce import Contrast, Views, infonce
 from crossgate.objectives.siglip import siglip
 from crossgate.objectives.vicreg import vicreg
@@ -41,6 +42,7 @@ class PretrainTask(Task):
         super().__init__(recipe, ContrastiveModel(network, config.temperature, config.learn_temperature and ranked))
         self.fused_weight, self.exclude_group = config.fused_weight, config.exclude_group
         self.objective, self.tile, self.contrast = config.objective, config.tile, config.contrast
+        self.agreement, self.agreement_weight = config.agreement, config.agreement_weight
         if config.objective == "siglip":
             self.bias = nn.Parameter(torch.tensor([-10.0]))  # of the loss, not of the model that is kept
         count = len(self.modalities)
@@ -81,14 +83,20 @@ class PretrainTask(Task):
         everywhere = views.gathered()
         pairs = self._contrast(views, everywhere, self.pairs, encoded.scalars)
         fused = self._contrast(views, everywhere, self.fused_pairs, encoded.scalars)
-        loss, gate = self.regularised(pairs.loss + self.fused_weight * fused.loss, weights, routing, facts["visible"])
+        contrast, alike = pairs.loss + self.fused_weight * fused.loss, {}
+        if self.agreement:
+            found = agreement(
+                views, everywhere, self.pairs, encoded.scalars["scale"], positives=self.agreement, tile=self.tile
+            )
+            contrast, alike["loss/agreement"] = contrast + self.agreement_weight * found, found.detach()
+        loss, gate = self.regularised(contrast, weights, routing, facts["visible"])
         loss = self.contrast * loss
         measured = gate_measures(self.modalities, weights, facts["present"])
         if self.pretext is not None:
             mixed, asked = self.pretext.score(rows, facts["pretext"], facts["present"])
             loss, gate["loss/pretext"] = loss + self.pretext_weight * mixed, mixed.detach()
             measured |= asked
-        return loss, self._report(loss, pairs, fused, encoded, everywhere) | gate | global_means(measured)
+        return loss, self._report(loss, pairs, fused, encoded, everywhere) | alike | gate | global_means(measured)
 
     def _wanted(self, pair: tuple[int, int], core: str) -> bool:
         if core and core not in self.modalities:
