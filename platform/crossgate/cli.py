@@ -202,6 +202,17 @@ def trace(
 
 
 @app.command(rich_help_panel=RUNS)
+def blend(run: Annotated[Path, typer.Argument(help="Directory of a fine-tuning.")]) -> None:
+    """Estimate by Gradient-Blending how much the loss of each head should count, from a finished fine-tuning."""
+    from crossgate.runs.blend import estimate_blend
+
+    weights = estimate_blend(run)
+    for head, weight in weights.items():
+        typer.echo(f"{head:<8} {weight:.3f}")
+    typer.echo(f"finetune.blend=[{','.join(f'{weight:.3f}' for weight in weights.values())}]")
+
+
+@app.command(rich_help_panel=RUNS)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     corpus: Annotated[Path | None, typer.Option(help="A manifest of real videos instead of generated ones.")] = None,

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from sklearn.metrics import log_loss
 
 from crossgate.config import EvaluationConfig
 from crossgate.evaluation import (
@@ -184,6 +186,11 @@ def test_pretrain_without_validation(splits):
 def test_quick_scores_for_the_loop(splits):
     _, val, _ = splits()
     scores = classifier_scores(val, "action", NAMES, "", CONFIG)
+    has = val.present[:, 1]
+    logits, labels = val.unimodal_logits[has, 1], val.labels["action"][has]
+    assert scores[f"val/nll_{val.modalities[1]}"] == pytest.approx(
+        log_loss(labels, softmax(logits, 1), labels=range(len(NAMES)))
+    )
     assert scores["val/accuracy"] == pytest.approx((val.logits.argmax(1) == val.labels["action"]).mean())
     assert not any(name.endswith(("_low", "_high")) for name in scores)
     assert classifier_scores(val, "no such task", NAMES, "", CONFIG) == {}

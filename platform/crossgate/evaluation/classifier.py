@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import log_softmax
 
 from crossgate.config import EvaluationConfig
 from crossgate.evaluation import classification
@@ -33,7 +34,21 @@ def classifier_scores(
     quick = Bootstrap(np.zeros(len(val)), resamples=1)  # one group: no interval is drawn
     scored = Scored(question, val, question.thresholds(val, config.fixed_fpr), quick)
     found = {f"val/{name}": one.value for name, one in scored.scores.items() if not math.isnan(one.value)}
+    found |= {f"val/nll_{name}": value for name, value in head_losses(val, task).items()}
     return found if question.index is None else found | {"val/threshold": scored.thresholds.decision}
+
+
+def head_losses(val: Predictions, task: str) -> dict[str, float]:
+    """Returns modality -> mean log loss of its own head, in nats, over the clips that have it."""
+    if val.unimodal_logits is None:
+        return {}
+    losses = -log_softmax(val.unimodal_logits, axis=-1)  # (N, M, K)
+    true = np.take_along_axis(losses, val.labels[task][:, None, None], axis=2)[..., 0]  # (N, M)
+    return {
+        name: float(true[val.present[:, m], m].mean())
+        for m, name in enumerate(val.modalities)
+        if val.present[:, m].any()
+    }
 
 
 def evaluate_classifier(
