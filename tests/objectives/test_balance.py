@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
-from crossgate.objectives.balance import modulation
+from crossgate.objectives.balance import gradient_noise, modulation
+from crossgate.tasks.draws import clip_draws
 
 
 def slow(logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, strength: float) -> list[float]:
@@ -52,3 +54,23 @@ def test_absence_and_ignorance_slow_nobody() -> None:
     alone = torch.tensor([[True, False]]).expand(5, 2)
     for valid, truth in ((alone, labels), (torch.ones(5, 2, dtype=torch.bool), labels - 1)):
         assert modulation(logits, truth, valid, 0.5).tolist() == [1, 1]
+
+
+def test_noise_is_as_strong_as_each_gradient_and_spares_the_absent() -> None:
+    rng = torch.Generator().manual_seed(0)
+    slope = torch.randn(400, 3, 50, generator=rng) * torch.tensor([0.1, 2.0, 0.0]).view(1, 3, 1) + 5.0
+    present = torch.rand(400, 3, generator=rng) > 0.3
+    noise = gradient_noise(slope, present, clip_draws(1, torch.tensor(2), torch.arange(400), 150))
+    assert noise[~present].abs().sum() == 0
+    for m, deviation in enumerate((0.1, 2.0, 0.0)):
+        own = noise[:, m][present[:, m]]
+        assert own.std().item() == pytest.approx(deviation, rel=0.03, abs=0.005)
+        assert own.mean().item() == pytest.approx(0, abs=0.03 * deviation + 0.005)
+        assert ((own.abs() > 2 * deviation).float().mean().item() == pytest.approx(0.0455, rel=0.15)) or not deviation
+
+
+def test_noise_is_finite_at_the_ends_of_the_draws() -> None:
+    draws = torch.tensor([[0.0, 1 - 2**-24]])
+    slope = torch.tensor([[[1.0, -1.0]]])
+    noise = gradient_noise(slope, torch.ones(1, 1, dtype=torch.bool), draws)
+    assert noise.isfinite().all() and noise[0, 0, 0] < -5 and noise[0, 0, 1] > 5

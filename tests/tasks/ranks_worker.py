@@ -60,7 +60,8 @@ def clips(config: Recipe, count: int = CLIPS) -> ClipBatch:
 def solve(kind: str, rank: int, ranks: int) -> dict[str, Tensor]:
     """Returns loss, report and gradients (averaged over ranks as a trainer does) in fp64."""
     pretext = {"pretext": {"tasks": ["rotation", "arrow", "synchrony"]}}
-    config = recipe(kind, fusion={"modality_dropout": 0.3}, pretrain=pretext)
+    slowed = {"modulation": 0.5, "modulation_noise": 1.0}
+    config = recipe(kind, fusion={"modality_dropout": 0.3}, pretrain=pretext, finetune=slowed)
     task: Task = build_task(config, VOCABULARIES).double()
     batch = clips(config).select(slice(rank * CLIPS // ranks, (rank + 1) * CLIPS // ranks))
     batch.streams = {name: stream.double() for name, stream in batch.streams.items()}

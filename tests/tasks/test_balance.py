@@ -38,6 +38,19 @@ def test_every_weight_of_a_slowed_encoder_gets_its_factor_and_nothing_else_does(
     assert {1, 4} <= kinds, "weights and biases, not those of convolutions alone"
 
 
+def test_noise_reaches_every_weight_of_every_encoder_and_is_another_in_each_step(small: ModuleType) -> None:
+    slowed, _ = gradients(*built(small, modulation=0.5))
+    task, batch = built(small, modulation=0.5, modulation_noise=1.0)
+    noisy, _ = gradients(task, batch)
+    again, _ = gradients(*built(small, modulation=0.5, modulation_noise=1.0))
+    for name, slope in slowed.items():
+        torch.testing.assert_close(again[name], noisy[name], rtol=0, atol=0)
+        assert ("encoders." in name) == (not torch.equal(noisy[name], slope)), name
+    task.zero_grad()
+    later, _ = gradients(task, batch)
+    assert not any(torch.equal(later[name], noisy[name]) for name in later if "encoders." in name)
+
+
 def test_blended_losses_replace_the_one_weight_of_all_modalities(small: ModuleType) -> None:
     same, _ = gradients(*built(small, unimodal_weight=0.4))
     blended, _ = gradients(*built(small, blend=(1.0, 0.1, 0.1, 0.1, 0.1)))

@@ -71,6 +71,9 @@ class FinetuneConfig(Config):
     (Gradient-Blending: in proportion to what each gains on validation over the square of what it overfits)."""
     modulation: Annotated[float, Field(ge=0)] = 0.0
     """Slows the encoder of a modality that is ahead of the others (alpha of OGM; the paper: 0.1 to 0.8)."""
+    modulation_noise: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the gradients of all encoders, in standard deviations of the gradient (GE of OGM-GE, beside
+    `modulation`; the paper: 1)."""
     label_smoothing: Fraction = 0.0
     """As in torch's cross_entropy."""
     balance: bool = False
@@ -82,4 +85,6 @@ class FinetuneConfig(Config):
     def _agree(self) -> FinetuneConfig:
         if self.features and not self.freeze:
             raise ValueError("features of encoders that still learn cannot be kept: set freeze to true")
+        if self.modulation_noise and not self.modulation:
+            raise ValueError("modulation_noise goes with modulation, which is 0")
         return self

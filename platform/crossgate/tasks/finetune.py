@@ -13,9 +13,12 @@ from crossgate.errors import UserError
 from crossgate.model.classifier import Classifier, ClassifierOutput
 from crossgate.model.network import MultimodalNetwork
 from crossgate.model.store import WarmStart, load_encoders, load_heads
-from crossgate.objectives.balance import modulation
+from crossgate.objectives.balance import gradient_noise, modulation
 from crossgate.objectives.classification import cross_entropy
+from crossgate.tasks.draws import clip_draws
 from crossgate.tasks.task import Prediction, Report, Task, gate_measures, global_means
+
+SALT = 0x06E0  # on the seed: other numbers than those of modality dropout
 
 
 class FinetuneTask(Task):
@@ -48,11 +51,13 @@ class FinetuneTask(Task):
         if config.freeze:
             network.freeze_encoders()
         self.task = config.task
-        self.label_smoothing, self.modulation = config.label_smoothing, config.modulation
+        self.label_smoothing = config.label_smoothing
+        self.modulation, self.modulation_noise = config.modulation, config.modulation_noise
         self.blend = _blend(config, self.modalities)
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Report]:
+        step = self.forwards // self.accumulation
         output = self.model(batch.streams, batch.present, self.draws(batch))
         labels = batch.labels[self.task]
         anything = batch.present.any(1, keepdim=True)
@@ -65,14 +70,24 @@ class FinetuneTask(Task):
         )  # (1 + M,)
         loss = torch.stack([weight * one for weight, one in zip(self.blend, losses)]).sum()
         loss, gate = self.regularised(loss, output.weights, output.routing, output.visible)
-        return loss, self._report(loss, losses.detach(), output, labels) | gate | self._slowed(output, labels)
+        return loss, self._report(loss, losses.detach(), output, labels) | gate | self._slowed(
+            output, labels, batch.clip, step
+        )
 
-    def _slowed(self, output: ClassifierOutput, labels: Tensor) -> Report:
-        """Scales the gradient that each encoder will get, where the recipe asks for it."""
+    def _slowed(self, output: ClassifierOutput, labels: Tensor, clip: Tensor, step: Tensor) -> Report:
+        """Scales the gradient that each encoder will get, and adds noise to it, where the recipe asks for it."""
         if not self.modulation or not output.features.requires_grad:
             return {}
         factors = modulation(output.unimodal_logits, labels, output.present, self.modulation)  # (M,)
-        output.features.register_hook(lambda slope: slope * factors.to(slope.dtype).view(1, -1, 1))
+
+        def change(slope: Tensor) -> Tensor:
+            changed = slope * factors.to(slope.dtype).view(1, -1, 1)  # (B, M, D)
+            if not self.modulation_noise:
+                return changed
+            draws = clip_draws(self.seed + SALT, step, clip, slope[0].numel())
+            return changed + self.modulation_noise * gradient_noise(slope, output.present, draws)
+
+        output.features.register_hook(change)
         return {f"gradient/factor_{name}": factor for name, factor in zip(self.modalities, factors)}
 
     def _report(self, loss: Tensor, losses: Tensor, output: ClassifierOutput, labels: Tensor) -> Report:
