@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -68,6 +69,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise explained(error, _origin(error, path, overrides)) from None
+    stretches(recipe)
     if not recipe.run.name:
         recipe.run.name = f"{recipe.kind}-{re.sub(_NOT_IN_NAMES, '-', path.stem)}-{_name_digest(recipe)[:8]}"
     return recipe
@@ -80,9 +82,11 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
         UserError: as `load_recipe`.
     """
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise explained(error, where) from None
+    stretches(recipe)
+    return recipe
 
 
 def with_overrides(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
@@ -91,6 +95,49 @@ def with_overrides(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     for key, value in overrides.items():
         _set(tree, key, value)
     return parse_recipe(tree, where="override")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a training in which no setting changes."""
+
+    settings: Recipe
+    """The recipe with the settings in force."""
+    whole: Recipe
+    """The recipe of the whole run, which folder and checkpoints belong to."""
+    until: int = 0
+    """Step at which it ends (0: the run's last)."""
+
+
+def stretches(recipe: Recipe, until: int = 0) -> list[Stretch]:
+    """Returns the parts of a training, one after the other: one, where the recipe has no schedule.
+
+    Args:
+        recipe: of the whole run.
+        until: step at which the last one pauses (0: none, it goes to the run's end).
+
+    Raises:
+        UserError: for a schedule with a value that its key cannot have.
+    """
+    changes = [change for change in recipe.training.schedule if not until or change.after < until]
+    found, settings, tree = [], recipe, recipe.model_dump(mode="json")
+    if changes:
+        _set(tree, "training.schedule", [])
+        settings = parse_recipe(tree)
+    for change in changes:
+        found.append(Stretch(settings, recipe, change.after))
+        for key, value in change.settings.items():
+            _set(tree, key, value)
+        settings = parse_recipe(tree, where=f"training.schedule, after step {change.after}")
+    return [*found, Stretch(settings, recipe, until)]
+
+
+def as_of(recipe: Recipe, step: int) -> Recipe:
+    """Returns the recipe as far as it matters up to a step: without the changes of its schedule after it."""
+    changes = tuple(change for change in recipe.training.schedule if change.after < step)
+    if changes == recipe.training.schedule:
+        return recipe
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"schedule": changes})})
 
 
 def micro_batch(recipe: Recipe, ranks: int, where: str = "data.global_batch") -> int:

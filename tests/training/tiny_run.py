@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from crossgate.config import OptimConfig, Recipe
-from crossgate.recipe import parse_recipe
+from crossgate.recipe import Stretch, parse_recipe, stretches
 from crossgate.training.loop import FitResult, Selection, fit
 from crossgate.training.metrics import read_metrics
 from crossgate.training.world import World, current_world, leave_world
@@ -163,6 +163,7 @@ def run_fit(
     poison: Collection[int] = (),
     validated: bool = True,
     heard=None,
+    stretch: Stretch | None = None,
 ) -> FitResult:
     world = current_world()
     task = TinyTask(seed=world.rank, dropout=dropout)  # ranks start apart: rank 0's weights must win
@@ -184,6 +185,7 @@ def run_fit(
         validate=validate_aloud if validated else None,
         selection=Selection("val/accuracy", "higher"),
         save_model=lambda task, folder: (folder.mkdir(exist_ok=True), torch.save(task.state_dict(), folder / "w.pt")),
+        stretch=stretch,
     )
 
 
@@ -239,6 +241,15 @@ def run_heard_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
             stopped.touch()
             time.sleep(3)
         raise
+
+
+def run_member(recipe: Recipe, heard=None, parent: str = "", until: int = 0) -> dict[str, Any]:
+    """A trial of a population, or its replay: settings change on the way, and it may pause; 0.5 fails."""
+    for stretch in stretches(recipe, until):
+        if stretch.settings.optim.lr == 0.5:
+            raise RuntimeError("this rate fails")
+        result = run_fit(stretch.settings, stretch=stretch, dropout=0.2)
+    return {"step": result.step if until else result.best_step}
 
 
 def main() -> None:

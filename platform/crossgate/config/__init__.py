@@ -11,12 +11,22 @@ from crossgate.config.results import EvaluationConfig, ReleaseConfig
 from crossgate.config.search import Choice, Range, SearchConfig
 from crossgate.config.study import StudyConfig
 from crossgate.config.tasks import FinetuneConfig, PretrainConfig
-from crossgate.config.training import ClusterConfig, EngineConfig, OptimConfig, TrackingConfig, TrainingConfig
+from crossgate.config.training import (
+    CHANGEABLE,
+    ChangeConfig,
+    ClusterConfig,
+    EngineConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
 from crossgate.config.tree import Kind, Recipe, RunConfig
 
 __all__ = [
+    "CHANGEABLE",
     "AugmentConfig",
     "CacheConfig",
+    "ChangeConfig",
     "Choice",
     "ClipConfig",
     "ClusterConfig",

@@ -59,6 +59,31 @@ class EngineConfig(Config):
         return self
 
 
+CHANGEABLE = (
+    "optim.lr",
+    "optim.weight_decay",
+    "optim.clip_norm",
+    "finetune.unimodal_weight",
+    "finetune.modulation",
+    "finetune.label_smoothing",
+    "finetune.encoder_lr_scale",
+    "model.fusion.temperature",
+    "model.fusion.modality_dropout",
+    "model.fusion.entropy",
+    "model.fusion.balance",
+)
+"""Settings that may change while training: they shape neither the network nor the order of the clips."""
+
+
+class ChangeConfig(Config):
+    """Settings that have other values from a step on."""
+
+    after: Positive
+    """Last optimiser step with the values before."""
+    settings: Annotated[dict[str, float], Field(min_length=1)]
+    """Dotted keys and their new values; others stay as they are."""
+
+
 class TrainingConfig(Config):
     """The loop."""
 
@@ -77,6 +102,9 @@ class TrainingConfig(Config):
     is then the same at any speed."""
     keep: Positive = 2
     """Checkpoints kept; the best one by validation is kept besides."""
+    schedule: tuple[ChangeConfig, ...] = ()
+    """Settings that change on the way, as a search with `scheduler: pbt` finds them:
+    `[{after: 400, settings: {optim.lr: 2.0e-3}}]`. For fine-tuning; the learning rate is the peak of its cosine."""
     watchdog_s: Annotated[float, Field(ge=0)] = 900.0
     """Seconds that a rank may spend in one phase of a step (load, forward, backward, step, log, save; of a validation:
     in one batch) before the run is taken to hang: each rank then writes its phase and the stacks of its threads below

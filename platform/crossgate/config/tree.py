@@ -13,7 +13,14 @@ from crossgate.config.results import EvaluationConfig, ReleaseConfig
 from crossgate.config.search import SearchConfig
 from crossgate.config.study import StudyConfig
 from crossgate.config.tasks import FinetuneConfig, PretrainConfig
-from crossgate.config.training import ClusterConfig, EngineConfig, OptimConfig, TrackingConfig, TrainingConfig
+from crossgate.config.training import (
+    CHANGEABLE,
+    ClusterConfig,
+    EngineConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
 
 Kind = Literal["pretrain", "finetune", "evaluate", "search", "study"]
 
@@ -76,6 +83,22 @@ class Recipe(Config):
                 "model.exchange: it learns with the encoders from labels (a contrast would be solved by what passes "
                 "between them, frozen encoders have none): set its name to none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Recipe:
+        changes, steps = self.training.schedule, [change.after for change in self.training.schedule]
+        if changes and self.kind not in ("finetune", "search"):
+            raise ValueError(f"training.schedule: settings change in fine-tuning only, not in kind {self.kind}")
+        if steps != sorted(set(steps)):
+            raise ValueError("training.schedule: expected each change `after` a later step than the one before it")
+        if steps and 0 < self.training.steps <= steps[-1]:
+            raise ValueError(f"training.schedule: a change after step {steps[-1]} is none, training.steps ends there")
+        for key in (key for change in changes for key in change.settings):
+            if key not in CHANGEABLE:
+                raise ValueError(
+                    f"training.schedule: '{key}' cannot change while training, expected one of {', '.join(CHANGEABLE)}"
+                )
         return self
 
     def micro_batch(self, ranks: int) -> int:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
-from crossgate.config import Recipe
+from crossgate.config import ModelConfig, Recipe
 from crossgate.errors import writing
 from crossgate.evaluation import Evaluation, Predictions, classifier_scores, evaluate_classifier, positive_class
 from crossgate.evaluation.selection import Answers
 from crossgate.model.store import ModelCard, keep_threshold, model_directory, read_card, save_model
-from crossgate.recipe import micro_batch, recipe_digest
+from crossgate.recipe import Stretch, micro_batch, recipe_digest, stretches
 from crossgate.runs.context import Part, RunContext, check_labels, open_run
 from crossgate.runs.features import FeatureLoader, keep_features
 from crossgate.runs.predictions import known_of, predict_splits
 from crossgate.tasks import build_task
 from crossgate.tasks.finetune import FinetuneTask
 from crossgate.tasks.task import Task
+from crossgate.training.checkpoint import newest_whole
 from crossgate.training.loop import FitResult, Loader, Selection, fit
 
 log = logging.getLogger("crossgate.runs")
@@ -49,7 +51,7 @@ def run(recipe: Recipe) -> dict[str, float]:
         return done.metrics
 
 
-def run_trial(recipe: Recipe, heard: Heard, parent: str = "") -> dict[str, float]:
+def run_trial(recipe: Recipe, heard: Heard, parent: str = "", until: int = 0) -> dict[str, float]:
     """Trains and scores on validation only: one trial of a search, which must not see the test split.
 
     What the kept weights say of each validation clip stays in the run's directory, for paired tests between trials.
@@ -58,10 +60,13 @@ def run_trial(recipe: Recipe, heard: Heard, parent: str = "") -> dict[str, float
         recipe: of the trial.
         heard: gets step and metrics of each validation before the last step.
         parent: MLflow id of the search's run.
+        until: step at which the trial pauses, to be started again later (0: it is trained to its end).
     """
     with open_run(recipe, parent, required=("train", "val"), used=("train", "val")) as context:
         check_labels(context.index, recipe, "val")
-        task, result = _train(context, heard)
+        task, result = _train(context, heard, until)
+        if until:
+            return {"step": result.step}
         val = predict_splits(task, context, "val", recipe.evaluation.clips)
         if val is not None:
             with writing("the trial's answers", context.directory):
@@ -70,27 +75,35 @@ def run_trial(recipe: Recipe, heard: Heard, parent: str = "") -> dict[str, float
         return {"step": result.best_step, "value": result.best_value if result.best_value is not None else math.nan}
 
 
-def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitResult]:
-    recipe, data = context.recipe, context.recipe.data
+def _train(context: RunContext, heard: Heard | None = None, until: int = 0) -> tuple[Task, FitResult]:
+    """Trains stretch by stretch: what a setting shapes is built anew where the setting changes."""
+    parts = stretches(context.recipe, until)
+    done = _step_of(context) if len(parts) > 1 else 0
+    left = [part for part in parts[:-1] if part.until > done] + parts[-1:]
+    _say_if_few(context)
+    for part in left:
+        task, result = _train_stretch(context, part, heard, first=part is left[0])
+    best = next(part for part in parts if not part.until or result.best_step <= part.until)
+    if not until and best.settings.model != left[-1].settings.model:  # what they were validated with is kept as well
+        task, result = _train_stretch(context, replace(best, until=0), heard, first=False)
+    return task, result
+
+
+def _step_of(context: RunContext) -> int:
+    """Returns the step of the run's newest whole checkpoint."""
+    checkpoint = newest_whole(context.directory)[0] if context.world.leads else None
+    return context.world.from_leader(checkpoint.step if checkpoint else 0)
+
+
+def _train_stretch(context: RunContext, part: Stretch, heard: Heard | None, first: bool) -> tuple[Task, FitResult]:
+    recipe, data = part.settings, part.settings.data
     counts = context.index.class_counts(data.train) if recipe.finetune.balance else None
     task = build_task(recipe, context.index.vocabularies, counts)
     assert isinstance(task, FinetuneTask)
-    if task.warm_start and context.world.leads:
-        log.info("from %s: %s", recipe.finetune.init, task.warm_start)
-        if (
-            "fusion" in task.warm_start.skipped
-            and read_card(model_directory(recipe.finetune.init)).kind == "classifier"
-        ):
-            reason = task.warm_start.skipped["fusion"]
-            log.warning("the gate of %s stays behind (%s): set model.fusion to keep it", recipe.finetune.init, reason)
-    elif recipe.finetune.freeze and context.world.leads:
-        log.warning("the frozen encoders hold random weights: set finetune.init to a pretrained run")
-    _say_if_few(context)
-    card = _card(context, task)
+    card = _card(context, task, recipe.model)
     metric = selection_metric(card.classes, recipe.finetune.positive)
-    if context.world.leads and len(card.classes) == 2 and not card.positive:
-        named = " and ".join(card.classes)
-        log.info("finetune.positive %r is neither of %s: selected by %s", recipe.finetune.positive, named, metric)
+    if first and context.world.leads:
+        _say_what_begins(recipe, task, card, metric)
 
     loader = _loader(task, context, measured=heard is None)
     last = recipe.training.steps or recipe.training.epochs * loader.steps_per_epoch
@@ -111,8 +124,26 @@ def _train(context: RunContext, heard: Heard | None = None) -> tuple[Task, FitRe
         validate=validate,
         selection=Selection(metric, "higher"),
         save_model=lambda task, folder: save_model(folder, task.model, card),
+        stretch=part,
     )
     return task, result
+
+
+def _say_what_begins(recipe: Recipe, task: FinetuneTask, card: ModelCard, metric: str) -> None:
+    """Rank 0 says what is taken over, and by what the weights are chosen where that may surprise."""
+    if task.warm_start:
+        log.info("from %s: %s", recipe.finetune.init, task.warm_start)
+        if (
+            "fusion" in task.warm_start.skipped
+            and read_card(model_directory(recipe.finetune.init)).kind == "classifier"
+        ):
+            reason = task.warm_start.skipped["fusion"]
+            log.warning("the gate of %s stays behind (%s): set model.fusion to keep it", recipe.finetune.init, reason)
+    elif recipe.finetune.freeze:
+        log.warning("the frozen encoders hold random weights: set finetune.init to a pretrained run")
+    if len(card.classes) == 2 and not card.positive:
+        named = " and ".join(card.classes)
+        log.info("finetune.positive %r is neither of %s: selected by %s", recipe.finetune.positive, named, metric)
 
 
 def _say_if_few(context: RunContext) -> None:
@@ -190,13 +221,13 @@ def measure(task: Task, context: RunContext) -> Evaluation | None:
     )
 
 
-def _card(context: RunContext, task: FinetuneTask) -> ModelCard:
+def _card(context: RunContext, task: FinetuneTask, model: ModelConfig) -> ModelCard:
     recipe = context.recipe
     provenance = {key: str(value) for key, value in context.provenance().items()}
     classes = task.model.classes
     return ModelCard(
         kind="classifier",
-        model=recipe.model,
+        model=model,
         clip=recipe.data.clip,
         task=recipe.finetune.task,
         classes=classes,

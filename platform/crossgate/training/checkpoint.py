@@ -25,7 +25,7 @@ from torch import Tensor
 from crossgate._version import __version__
 from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
-from crossgate.recipe import dump_recipe, load_recipe, recipe_digest
+from crossgate.recipe import as_of, dump_recipe, load_recipe, recipe_digest
 from crossgate.stream.storage import Store
 from crossgate.training.engine import full_weights, set_loss_scale, user_settings
 from crossgate.training.pieces import adam_steps, begin_moments, held_pieces, own_pieces, publish_values
@@ -278,11 +278,14 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
 
     A rank that the checkpoint has no random states of begins new ones.
 
+    Args:
+        recipe: of the whole run.
+
     Raises:
         UserError: when the checkpoint was made by another recipe, or a version with another model or format.
     """
     manifest = checkpoint.manifest
-    if manifest.recipe != recipe_digest(recipe):
+    if manifest.recipe != recipe_digest(as_of(recipe, manifest.step)):
         raise _other_recipe(checkpoint.path.parents[1], recipe)
     if manifest.version != FORMAT:
         raise _other_version(checkpoint.path, f"it has format {manifest.version}, not {FORMAT}")

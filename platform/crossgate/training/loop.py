@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crossgate.config import Recipe
 from crossgate.errors import UserError
-from crossgate.recipe import recipe_digest
+from crossgate.recipe import Stretch, as_of, recipe_digest
 from crossgate.training.accumulate import contrasts, step_as_one
 from crossgate.training.checkpoint import (
     Checkpoint,
@@ -128,6 +128,7 @@ def fit(
     validate: Validate | None = None,
     selection: Selection | None = None,
     save_model: Callable[[Any, Path], object] | None = None,
+    stretch: Stretch | None = None,
 ) -> FitResult:
     """Trains to the recipe's last step, from the newest whole checkpoint if there is one. Every rank calls it.
 
@@ -140,14 +141,17 @@ def fit(
         validate: ``(task, step) -> metrics``, called by every rank without gradient; rank 0's answer counts.
         selection: what makes a validation the best (default: lower `val/loss`).
         save_model: ``(task, directory)``, called by rank 0 with the best weights.
+        stretch: what part of the run this is (None: all of it); `recipe` holds its settings. One that ends before the
+            run's last step leaves a checkpoint there and the task as it was.
 
     Raises:
         UserError: for a run directory of another recipe, a loss that is not finite, a disk that is full.
         Preempted: after SIGTERM, when everything is saved.
     """
-    claim_run_dir(run_dir, recipe, world)
+    stretch = stretch or Stretch(recipe, recipe)
+    claim_run_dir(run_dir, stretch.whole, world)
     torch.manual_seed(recipe.run.seed + world.rank)  # each rank its own dropout; weights come from rank 0
-    run = _Run(task, loader, recipe, run_dir, world, tracker, validate, selection or Selection())
+    run = _Run(task, loader, stretch, run_dir, world, tracker, validate, selection or Selection())
     with run.line, heeding_sigterm() as requests:
         run.resume()
         run.train(requests)
@@ -161,17 +165,19 @@ class _Run:
         self,
         task: nn.Module,
         loader: Loader,
-        recipe: Recipe,
+        stretch: Stretch,
         run_dir: Path,
         world: World,
         tracker: MetricSink | None,
         validate: Validate | None,
         selection: Selection,
     ) -> None:
+        recipe, self.whole = stretch.settings, stretch.whole
         self.task, self.loader, self.recipe, self.run_dir, self.world = task, loader, recipe, run_dir, world
         self.tracker, self.validate, self.selection = tracker, validate, selection
         training, epoch = recipe.training, loader.steps_per_epoch
         self.total = training.steps or training.epochs * epoch
+        self.until = min(self.total, stretch.until or self.total)
         self.eval_every = training.eval_every or epoch
         self.save_every = training.save_every or epoch
         self.engine = build_engine(task, recipe, world)
@@ -224,7 +230,7 @@ class _Run:
     def _go_to(self, checkpoint: Checkpoint) -> None:
         manifest = checkpoint.manifest
         self.loader.load_state_dict(manifest.stream)
-        restore(self.engine, checkpoint, self.recipe, self.world)
+        restore(self.engine, checkpoint, self.whole, self.world)
         self.step = self.resumed_from = self.saved_step = manifest.step
         self.best_step, self.best_value, self.metrics = manifest.best_step, manifest.best_value, manifest.metrics
 
@@ -240,15 +246,16 @@ class _Run:
     # ---- the loop ----------------------------------------------------------------------------------------------
 
     def train(self, requests: Requests) -> None:
-        """Steps to the end; validates, saves and logs on the way."""
-        if self.step >= self.total:
+        """Steps to the stretch's end; validates, saves and logs on the way."""
+        if self.step >= self.until:
             return
         batches, agreed = iter(self.loader), Flag(self.world)
         self.engine.train()
         self.meters.start()
         self._count_flops = peak_flops(self.world.device, self.recipe.engine.precision) is not None
+        stopped = False
         with self.watchdog, self.profile, self.trace:
-            while self.step < self.total:
+            while self.step < self.until:
                 self._train_step(batches)
                 self._do_what_is_due()
                 self._look_at_the_clock(requests)
@@ -256,9 +263,10 @@ class _Run:
                 if asked and self.step < self.total:
                     self._save()
                     requests.heeded()
-                    if asked == STOP:
+                    stopped = asked == STOP
+                    if stopped:
                         break
-        if self.step < self.total:
+        if stopped:
             self.line.say(f"stopped at step {self.step} as asked; saved; start the run again to go on")
             self._finish_upload()
             raise Preempted(143)
@@ -270,7 +278,7 @@ class _Run:
             self._log()
         if self.validate and (last or self.step % self.eval_every == 0):
             self._validate()
-        if last or self.step % self.save_every == 0 or self.rolled_back:
+        if self.step == self.until or self.step % self.save_every == 0 or self.rolled_back:
             self._save()
 
     def _look_at_the_clock(self, requests: Requests) -> None:
@@ -396,7 +404,7 @@ class _Run:
                 step=self.step,
                 ranks=self.world.ranks,
                 stage=self.engine.zero_optimization_stage(),
-                recipe=recipe_digest(self.recipe),
+                recipe=recipe_digest(as_of(self.whole, self.step)),
                 stream=self.loader.state_dict(),
                 metrics=self.metrics,
                 best_step=self.best_step,
@@ -427,7 +435,10 @@ class _Run:
     def finish(self, save_model: Callable[[Any, Path], object] | None) -> FitResult:
         """Gives the caller's task the best weights and lets the engine go."""
         self._finish_upload()
-        best = self.best_step or self.step
+        best, model_dir = self.best_step or self.step, self.run_dir / "model"
+        if self.step < self.total:
+            self.engine.destroy()
+            return FitResult(self.step, self.metrics, best, self.best_value, self.resumed_from, model_dir)
         self.world.barrier()
         # A forgotten best leaves the last step's weights, which a checkpoint that was not the best has no file of.
         kept = self.world.from_leader(has_weights(self.run_dir, best) if self.world.leads else None)
@@ -435,7 +446,6 @@ class _Run:
         self.engine.destroy()
         self.task.load_state_dict(load_weights(self.run_dir, best) if last is None else last)
         self.task.to(self.world.device)
-        model_dir = self.run_dir / "model"
         if save_model and self.world.leads:
             save_model(self.task, model_dir)
         self.world.barrier()
