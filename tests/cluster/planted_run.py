@@ -14,9 +14,25 @@ from crossgate.runs.context import PARTS, RunContext
 from crossgate.stream.index import SplitInfo
 
 NAMES = ("rgb", "flow", "audio")
+GATE = "model.fusion.name"
 CLASSES, DIM, EACH, NOISE = 4, 24, 4, 3.0
 GROUPS = {"train": 1000, "val": 250, "test": 1}
 SPREAD = {"rgb": 1.0, "flow": 5.0, "audio": 5.0}
+
+
+def tree(output: Path, kind: str, **keys: Any) -> dict[str, Any]:
+    """A search's recipe, `keys` being those of its space and trials; `kind` is noisy or clean."""
+    return {
+        "kind": "search",
+        "run": {"name": kind, "output": str(output)},
+        "data": {"global_batch": 60, "clip": {"modalities": list(NAMES), "frames": 1, "size": 32, "mels": 32}},
+        "model": {"dim": DIM, "encoders": {name: {"backbone": "test_convnext"} for name in NAMES}},
+        "finetune": {"task": "action", "freeze": True, "features": str(output / kind), "unimodal_weight": 0.3},
+        "optim": {"lr": 0.01},
+        "training": {"steps": 200, "eval_every": 40, "log_every": 200, "save_every": 200},
+        "cluster": {"address": "local"},
+        "search": {"space": {GATE: ["mean", "softmax"]}, "concurrent": 2, "seeds": 2, "finalists": 1, **keys},
+    }
 
 
 class PlantedIndex:
@@ -61,7 +77,7 @@ def clips(part: str, noisy: bool) -> ClipBatch:
     )
 
 
-def run_trial(recipe: Recipe, heard: Any, parent: str) -> dict[str, Any]:
+def run_trial(recipe: Recipe, heard: Any, parent: str, **pause: int) -> dict[str, Any]:
     """A real trial, whose features come from here; `finetune.features` says which."""
     marker = Path(recipe.run.output) / f"{recipe.run.name}.started"
     marker.write_text(marker.read_text() + "x" if marker.exists() else "x")
@@ -72,4 +88,4 @@ def run_trial(recipe: Recipe, heard: Any, parent: str) -> dict[str, Any]:
 
     context.open_index = lambda recipe: PlantedIndex()  # type: ignore[assignment, return-value]
     finetune.keep_features = plant
-    return finetune.run_trial(recipe, heard, parent)
+    return finetune.run_trial(recipe, heard, parent, **pause)

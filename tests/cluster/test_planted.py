@@ -14,34 +14,20 @@ from typing import Any
 
 import psutil
 import pytest
-from planted_run import DIM, NAMES
+from planted_run import GATE, run_trial, tree
 from search_checks import check_nesting, check_values, ended
 
 from crossgate.cluster.ray_tune import search
 from crossgate.cluster.trials import known_trials
 from crossgate.evaluation import read_results
-from crossgate.recipe import parse_recipe
+from crossgate.recipe import load_recipe, parse_recipe
+from crossgate.runs import context, finetune
 
-GATE = "model.fusion.name"
 FIXED = ("mean", "concat", "fixed_logits", "average_logits")
 ADAPTING = ("softmax", "sigmoid", "gmu", "softmax_logits")
 SCRIPT = Path(__file__).with_name("search_process.py")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-def tree(output: Path, kind: str, **keys: Any) -> dict[str, Any]:
-    return {
-        "kind": "search",
-        "run": {"name": kind, "output": str(output)},
-        "data": {"global_batch": 60, "clip": {"modalities": list(NAMES), "frames": 1, "size": 32, "mels": 32}},
-        "model": {"dim": DIM, "encoders": {name: {"backbone": "test_convnext"} for name in NAMES}},
-        "finetune": {"task": "action", "freeze": True, "features": str(output / kind), "unimodal_weight": 0.3},
-        "optim": {"lr": 0.01},
-        "training": {"steps": 200, "eval_every": 40, "log_every": 200, "save_every": 200},
-        "cluster": {"address": "local"},
-        "search": {"space": {GATE: ["mean", "softmax"]}, "concurrent": 2, "seeds": 2, "finalists": 1, **keys},
-    }
 
 
 def start(recipe: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -85,6 +71,38 @@ def test_a_killed_search_over_eight_gates_goes_on_and_names_one_that_adapts(tmp_
     assert {path.stem for path in (folder / "figures").iterdir()} == {"parallel_coordinates", "importances"}
     check_values(explored, "val/accuracy")
     check_nesting(f"sqlite:///{tmp_path / 'mlflow.db'}", folder)
+
+
+def test_a_population_finds_a_schedule_that_its_recipe_replays(
+    tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "open_index", context.open_index)  # put back what the replay here replaces
+    monkeypatch.setattr(finetune, "keep_features", finetune.keep_features)
+    space = {"optim.lr": {"low": 1e-5, "high": 0.05, "log": True}, "model.fusion.temperature": [0.3, 1.0, 3.0]}
+    keys = {"space": space, "samples": 3, "scheduler": "pbt", "seeds": 1}
+    settings = tree(tmp_path, "clean", **keys)
+    settings["training"] = {"steps": 40, "eval_every": 10, "log_every": 40, "save_every": 40}
+    settings["search"]["interval"] = 20
+    result = search(parse_recipe(settings), "planted_run:run_trial")
+    folder = tmp_path / "clean"
+    assert [trial.status for trial in result.trials] == ["finished"] * 3
+    assert any(trial.schedule for trial in result.trials) and "then after" in result.table()
+    board = json.loads((folder / "leaderboard.json").read_text())
+    assert [row["overrides"] for row in board] == [trial.overrides for trial in result.trials]
+    check_values(known_trials(folder), "val/accuracy")
+    check_nesting(f"sqlite:///{tmp_path / 'mlflow.db'}", folder)
+    started = {path.name: path.read_text() for path in folder.glob("member??-??????.started")}
+    assert list(started.values()) == ["xx"] * 3, "a stretch of a trial was doubled or lost"
+
+    winner = next(trial for trial in result.trials if trial.schedule)
+    stored = Path(winner.command.split()[3])
+    again = load_recipe(stored, [f"run.name={winner.name}-again", "data.test=[]", "tracking.enabled=false"])
+    assert again.training.schedule
+    replayed = run_trial(again, lambda step, metrics: None, "")
+    own = [one for one in known_trials(folder) if one.name == winner.name]
+    assert (replayed["step"], replayed["value"]) == (own[0].step, own[0].value)
+    weights = [(folder / name / "model" / "model.safetensors").read_bytes() for name in (winner.name, again.run.name)]
+    assert weights[0] == weights[1], "another start of the schedule ends with other weights"
 
 
 def test_where_nothing_is_degraded_no_winner_is_claimed(tmp_path: Path, ray_cluster: Any) -> None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from crossgate.cluster.population import Population
 from crossgate.cluster.space import Point, Proposals, check_space, draws, grid
 from crossgate.cluster.trials import (
+    Planned,
     TrialRecord,
     known_trials,
     read_record,
@@ -19,8 +21,6 @@ from crossgate.cluster.trials import (
 )
 from crossgate.config import Recipe
 from crossgate.errors import UserError
-
-Planned = tuple[TrialRecord, Recipe]
 
 ENDED = ("finished", "pruned")
 _CHECKED = 32
@@ -33,7 +33,11 @@ class Exploration(Protocol):
     """How many, at most."""
 
     def draw(self) -> Planned | None:
-        """Returns the next trial, or None when there is none."""
+        """Returns the next trial, or None when there is none.
+
+        Raises:
+            NotYet: while it depends on those under way.
+        """
         ...
 
     def tell(self, record: TrialRecord) -> None:
@@ -52,6 +56,8 @@ def exploration(recipe: Recipe) -> Exploration:
         UserError: for a space with a key or value that a recipe cannot have.
     """
     check_space(recipe.search)
+    if recipe.search.scheduler == "pbt":
+        return Population(recipe)
     return Proposed(recipe) if recipe.search.searcher == "optuna" else Drawn(plan(recipe))
 
 

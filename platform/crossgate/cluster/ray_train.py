@@ -21,7 +21,7 @@ from crossgate.errors import UserError
 from crossgate.recipe import parse_recipe
 
 
-def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, str] | None = None) -> dict[str, Any]:
+def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Runs a recipe and returns what its entry returned on rank 0.
 
     Args:
@@ -70,12 +70,12 @@ def resolve(entry: str) -> Callable[..., dict[str, Any]]:
 # ---- Ray Train -------------------------------------------------------------------------------------------------
 
 
-def _launch_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, str]) -> dict[str, Any]:
+def _launch_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     with _Mail.fresh(recipe) as mail:
         return _fit_on_ray(recipe, entry, arguments, mail)
 
 
-def _fit_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, str], mail: _Mail) -> dict[str, Any]:
+def _fit_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any], mail: _Mail) -> dict[str, Any]:
     cluster = recipe.cluster
     fewest = cluster.fewest_workers
     cpus, gpus = fewest * cluster.cpus_per_worker, fewest * cluster.gpus_per_worker

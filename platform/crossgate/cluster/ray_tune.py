@@ -41,9 +41,10 @@ from crossgate.training.checkpoint import refuse_other_run, store_recipe
 from crossgate.training.metrics import read_metrics
 
 Heard = Callable[[int, Mapping[str, float]], None]
-Trial = Callable[[Recipe, Heard, str], dict[str, Any]]
+Trial = Callable[..., dict[str, Any]]
 """``trial(recipe, heard, parent)``: trains, tells `heard` each validation before the last step, returns at least
-``step``, the step of the weights that it kept."""
+``step``, the step of the weights that it kept. One of a population gets ``until`` besides: a step to pause at, and to
+return, with a checkpoint there."""
 
 _LOOK_S = 1.0
 
@@ -93,11 +94,14 @@ def _finals(recipe: Recipe, explored: Sequence[TrialRecord]) -> list[Planned]:
     best = [one for one in leaderboard(recipe, explored).trials if one.status == "finished"]
     if not best:
         return []
-    points = [one.overrides for one in best[: recipe.search.finalists]] if recipe.search.seeds > 1 else []
+    seeds = range(recipe.search.seeds)
+    finalists = best[: recipe.search.finalists] if recipe.search.seeds > 1 else []
+    finals = [trial_of(recipe, one.overrides, seed, one.name) for one in finalists for seed in seeds]
     if GATE in recipe.search.space:
-        points.append(_averaging(recipe, explored, best))
-    distinct = [point for place, point in enumerate(points) if point not in points[:place]]
-    return [trial_of(recipe, point, seed) for point in distinct for seed in range(recipe.search.seeds)]
+        point = _averaging(recipe, explored, best)
+        if all(one.overrides != point for one in finalists):
+            finals += [trial_of(recipe, point, seed) for seed in seeds]
+    return finals
 
 
 def _averaging(recipe: Recipe, explored: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> dict[str, Any]:
@@ -145,7 +149,9 @@ class _Stage:
 
     def explore(self, source: Exploration) -> None:
         """Runs the trials that a search draws, with the scheduler that its recipe names."""
-        self._run(source.left, source.draw, source.tell, source.records, self._recipe.search.scheduler == "asha")
+        scheduler = self._recipe.search.scheduler
+        unit = "stretches of trials" if scheduler == "pbt" else "trials"
+        self._run(source.left, source.draw, source.tell, source.records, scheduler == "asha", unit)
 
     def repeat(self, trials: Sequence[Planned], explored: Callable[[], list[TrialRecord]]) -> None:
         """Runs trials of a list to their end, those of them that have not finished."""
@@ -163,6 +169,7 @@ class _Stage:
         tell: Callable[[TrialRecord], None],
         records: Callable[[], list[TrialRecord]],
         halving: bool,
+        unit: str = "trials",
     ) -> None:
         if not count:
             return
@@ -202,7 +209,7 @@ class _Stage:
                 name=name,
                 storage_path=str(storage),
                 verbose=0,
-                callbacks=[Board(lambda: leaderboard(recipe, records()), count)],
+                callbacks=[Board(lambda: leaderboard(recipe, records()), count, unit)],
             ),
         )
         try:
@@ -219,7 +226,8 @@ class _Stage:
 
 
 def _name(trial: Any) -> str:
-    return trial.config["job"]["record"]["name"]
+    record = trial.config["job"]["record"]
+    return f"{record['name']}-to-{record['until']}" if record["until"] else record["name"]
 
 
 def _single_trial(config: dict[str, Any]) -> None:
@@ -228,7 +236,13 @@ def _single_trial(config: dict[str, Any]) -> None:
     reserved = job["recipe"]["search"]
     use_reserved(reserved["cpus_per_trial"], reserved["gpus_per_trial"])
     heard = _reporter(TrialRecord(**job["record"]), reserved["metric"])
-    _recorded(job, lambda recipe: resolve(job["trial"])(recipe, heard, job["parent"]))
+    _recorded(job, lambda recipe: resolve(job["trial"])(recipe, heard, job["parent"], **_pause(job)))
+
+
+def _pause(job: dict[str, Any]) -> dict[str, int]:
+    """Returns the step that a trial of a population pauses at, as an argument of `Trial`; nothing at the run's end."""
+    until = job["record"]["until"]
+    return {"until": until} if until and until < job["recipe"]["training"]["steps"] else {}
 
 
 def _reporter(record: TrialRecord, metric: str) -> Heard:
@@ -257,7 +271,7 @@ def _nested_trial(config: dict[str, Any]) -> None:
 
         def ranks() -> None:
             try:
-                outcome.append(launch(recipe, entry, {"trial": job["trial"], "parent": job["parent"]}))
+                outcome.append(launch(recipe, entry, {"trial": job["trial"], "parent": job["parent"], **_pause(job)}))
             except BaseException as error:  # raised where the trial is recorded
                 outcome.append(error)
 
@@ -279,16 +293,16 @@ def _nested_trial(config: dict[str, Any]) -> None:
     _recorded(job, run)
 
 
-def run_silent_trial(recipe: Recipe, trial: str, parent: str) -> dict[str, Any]:
+def run_silent_trial(recipe: Recipe, trial: str, parent: str, **pause: int) -> dict[str, Any]:
     """Entry of a nested trial's ranks: what they measure is in the run's directory."""
-    return resolve(trial)(recipe, lambda step, metrics: None, parent)
+    return resolve(trial)(recipe, lambda step, metrics: None, parent, **pause)
 
 
 def _recorded(job: dict[str, Any], run: Callable[[Recipe], dict[str, Any]]) -> None:
     """Runs a trial and writes down what became of it; a failure is a result as well, with its reason."""
     recipe, record = parse_recipe(job["recipe"]), TrialRecord(**job["record"])
     started = time.monotonic()
-    outcome: dict[str, Any] = {"status": "finished"}
+    outcome: dict[str, Any] = {"status": "paused" if _pause(job) else "finished"}
     try:
         step = int(run(recipe)["step"])
         outcome |= {"step": step, "value": _value(Path(record.directory), recipe.search.metric, step)}

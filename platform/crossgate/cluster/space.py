@@ -70,7 +70,7 @@ def draws(config: SearchConfig, seed: int) -> list[Point]:
         point: Point = {}
         for key, dimension in config.space.items():
             if varied(point, dimension):
-                point[key] = _draw(dimension, source)
+                point[key] = drawn(dimension, source)
         if point not in found:
             found.append(point)
         if len(found) == config.samples:
@@ -78,15 +78,15 @@ def draws(config: SearchConfig, seed: int) -> list[Point]:
     return found
 
 
-def _draw(dimension: Dimension, source: random.Random) -> Any:
+def drawn(dimension: Dimension, source: random.Random) -> Any:
     if not isinstance(dimension, Range):
         return source.choice(values_of(dimension))
     low, high = (dimension.low, dimension.high) if not dimension.log else map(math.log, (dimension.low, dimension.high))
     value = source.uniform(low, high)
-    return _rounded(math.exp(value) if dimension.log else value, dimension)
+    return rounded(math.exp(value) if dimension.log else value, dimension)
 
 
-def _rounded(value: float, dimension: Range) -> float | int:
+def rounded(value: float, dimension: Range) -> float | int:
     """Four digits are enough for a hyperparameter, and can be read."""
     value = min(max(float(f"{value:.4g}"), dimension.low), dimension.high)
     return round(value) if dimension.integer else value
@@ -182,7 +182,7 @@ class Proposals:
                 point[key] = trial.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
             elif isinstance(dimension, Range):
                 number = trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
-                point[key] = _rounded(number, dimension)
+                point[key] = rounded(number, dimension)
             else:  # by place: a value may be a list, which Optuna refuses
                 values = values_of(dimension)
                 point[key] = values[trial.suggest_categorical(key, list(range(len(values))))]

@@ -17,7 +17,8 @@ from crossgate.runs.context import open_index
 from crossgate.tracking import pinned
 
 RECORD, REPORTS = "trial.json", "reports.jsonl"
-_ORDER = {"finished": 0, "pruned": 1, "failed": 2}
+SCHEDULE = "training.schedule"
+_ORDER = {"finished": 0, "paused": 1, "pruned": 2, "failed": 3}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class TrialRecord:
     overrides: dict[str, Any]
     directory: str
     status: str = "waiting"
-    """finished, pruned (stopped early, since others were better at that step), failed, or waiting."""
+    """finished, pruned (stopped early, since others were better at that step), paused (until its population is compared
+    again), failed, or waiting."""
     value: float | None = None
     """The search's metric on validation: of the weights that were kept, or when it was pruned."""
     step: int = 0
@@ -40,6 +42,8 @@ class TrialRecord:
     """Name of the trial that this one repeats with another seed."""
     by_seed: list[float] = field(default_factory=list)
     """On the leaderboard: values of all seeds, whose mean is `value`."""
+    until: int = 0
+    """Step at which it pauses (0: it is trained to its end)."""
 
     @property
     def command(self) -> str:
@@ -52,7 +56,15 @@ class TrialRecord:
     @property
     def settings(self) -> str:
         """The overrides on one line."""
-        return ", ".join(f"{key}={value}" for key, value in self.overrides.items())
+        words = [f"{key}={value}" for key, value in self.overrides.items() if key != SCHEDULE]
+        return ", ".join(words + ([f"then {self.schedule}"] if self.schedule else []))
+
+    @property
+    def schedule(self) -> str:
+        """What it changed while training, in words: ``after 40 optim.lr=0.01; after 80 optim.lr=0.008``."""
+        changes = self.overrides.get(SCHEDULE, ())
+        words = (", ".join(f"{key}={value}" for key, value in change["settings"].items()) for change in changes)
+        return "; ".join(f"after {change['after']} {said}" for change, said in zip(changes, words, strict=True))
 
 
 @dataclass
@@ -97,14 +109,23 @@ class SearchResult:
 
     def columns(self) -> dict[str, list[Any]]:
         """Returns the leaderboard as named columns: what was varied, how it ended, how to repeat it."""
-        keys = list(dict.fromkeys(key for trial in self.trials for key in trial.overrides))
+        keys = list(dict.fromkeys(key for trial in self.trials for key in trial.overrides if key != SCHEDULE))
         table: dict[str, list[Any]] = {"rank": list(range(1, len(self.trials) + 1))}
         table |= {key: [_plain(trial.overrides.get(key)) for trial in self.trials] for key in keys}
+        if any(SCHEDULE in trial.overrides for trial in self.trials):
+            table["schedule"] = [trial.schedule for trial in self.trials]
         table[self.metric] = [trial.value for trial in self.trials]
         for name in ("status", "step", "seconds", "name", "reason", "command"):
             table[name] = [getattr(trial, name) for trial in self.trials]
         table["seeds"] = [max(1, len(trial.by_seed)) for trial in self.trials]
         return table
+
+
+Planned = tuple[TrialRecord, Recipe]
+
+
+class NotYet(Exception):
+    """There will be a next trial, but not before one that is under way has ended."""
 
 
 def _shown(trial: TrialRecord) -> str:
@@ -113,8 +134,8 @@ def _shown(trial: TrialRecord) -> str:
 
 def _note(trial: TrialRecord) -> str:
     notes = [trial.reason] if trial.reason else []
-    if trial.status == "pruned":
-        notes.append(f"pruned at step {trial.step}")
+    if trial.status in ("pruned", "paused"):
+        notes.append(f"{trial.status} at step {trial.step}")
     if len(trial.by_seed) > 1:
         notes.append(f"{len(trial.by_seed)} seeds, {min(trial.by_seed):.4f} to {max(trial.by_seed):.4f}")
     return f"  ({'; '.join(notes)})" if notes else ""
@@ -124,7 +145,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def trial_of(recipe: Recipe, overrides: Mapping[str, Any], seed: int = 0) -> tuple[TrialRecord, Recipe]:
+def trial_of(recipe: Recipe, overrides: Mapping[str, Any], seed: int = 0, name: str = "") -> tuple[TrialRecord, Recipe]:
     """Returns a point's trial and its recipe. Keys and values that a recipe cannot have are found here.
 
     A trial's directory is named by its settings and its index, so that clips packed anew give new trials, and a
@@ -134,12 +155,13 @@ def trial_of(recipe: Recipe, overrides: Mapping[str, Any], seed: int = 0) -> tup
         recipe: of the search.
         overrides: recipe key -> value.
         seed: 0 for the search's own seed, n for the n-th after it.
+        name: of the trial with the search's own seed, instead of one by its settings.
 
     Raises:
         UserError: as `parse_recipe`.
     """
     settings = with_overrides(recipe, {"kind": "finetune", **overrides, "run.seed": recipe.run.seed + seed})
-    own = f"{_slug(overrides)}-{_identity(settings, recipe.run.seed)[:6]}"
+    own = name or f"{_slug(overrides)}-{identity(settings, recipe.run.seed)[:6]}"
     name = f"{own}-seed{settings.run.seed}" if seed else own
     settings.tracking = pinned(recipe.tracking, recipe.run.output)  # trials lie deeper than the search itself
     settings.run.name, settings.run.output = name, str(Path(recipe.run.output) / recipe.run.name)
@@ -154,7 +176,7 @@ def refused(recipe: Recipe, overrides: Mapping[str, Any], error: UserError) -> T
     return TrialRecord(name, dict(overrides), directory, status="failed", reason=str(error).splitlines()[0])
 
 
-def _identity(settings: Recipe, seed: int) -> str:
+def identity(settings: Recipe, seed: int) -> str:
     """Returns a digest of all that makes a trial's numbers: its settings, the seed, the content of its index."""
     index = open_index(settings).digest if settings.data.index else ""
     bare = settings.model_copy(update={"search": type(settings.search)(metric=settings.search.metric)})

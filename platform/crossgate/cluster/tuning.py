@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from crossgate.cluster.trials import SearchResult, TrialRecord, read_record, reports_of, write_record
+from crossgate.cluster.trials import NotYet, SearchResult, TrialRecord, read_record, reports_of, write_record
 
 Job = dict[str, Any]
 STEP, VALUE = "step", "value"
@@ -42,7 +42,10 @@ class Jobs(Searcher):
         self._running: dict[str, TrialRecord] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        job = self._draw()
+        try:
+            job = self._draw()
+        except NotYet:
+            return None
         if job is None:
             return Searcher.FINISHED
         self._running[trial_id] = TrialRecord(**job["record"])
@@ -120,11 +123,12 @@ class Board(tune.Callback):
 
     Args:
         standing: returns the leaderboard as it is on disk.
-        total: trials in all.
+        total: how many there are in all.
+        unit: what is counted.
     """
 
-    def __init__(self, standing: Callable[[], SearchResult], total: int) -> None:
-        self._standing, self._total = standing, total
+    def __init__(self, standing: Callable[[], SearchResult], total: int, unit: str = "trials") -> None:
+        self._standing, self._total, self._unit = standing, total, unit
         self._said, self._ended = 0.0, 0
         self._live: Any = None
         if sys.stderr.isatty():
@@ -158,11 +162,11 @@ class Board(tune.Callback):
         self._said, self._ended = now, ended
         result = self._standing()
         if self._live is not None:
-            self._live.update(f"{result.table()}\n{ended} of {self._total} trials ended", refresh=True)
+            self._live.update(f"{result.table()}\n{ended} of {self._total} {self._unit} ended", refresh=True)
         elif result.trials and result.trials[0].value is not None:
             best = result.trials[0]
             print(
-                f"{ended}/{self._total} trials ended, best {result.metric} {best.value:.4f}: {best.settings}",
+                f"{ended}/{self._total} {self._unit} ended, best {result.metric} {best.value:.4f}: {best.settings}",
                 file=sys.stderr,
                 flush=True,
             )

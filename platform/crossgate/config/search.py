@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from crossgate.config.base import Config, Count, Positive
+from crossgate.config.base import Config, Count, Fraction, Positive
+from crossgate.config.training import CHANGEABLE
 
 Conditions = dict[str, list]
 
@@ -69,12 +70,22 @@ class SearchConfig(Config):
     searcher: Literal["random", "optuna"] = "random"
     """How `samples` trials are drawn: `optuna` learns from those that ended (TPE), after it has tried each value of the
     space's first list once."""
-    scheduler: Literal["none", "asha"] = "none"
-    """`asha` stops a trial that is not among the best at its step (asynchronous successive halving)."""
+    scheduler: Literal["none", "asha", "pbt"] = "none"
+    """`asha` stops a trial that is not among the best at its step (asynchronous successive halving). `pbt` trains
+    `samples` trials side by side and, every `interval` steps, lets the worst go on from the best ones' weights with
+    changed settings (population based training): it finds schedules, of settings that may change while training."""
     grace: Count = 0
     """Steps that `asha` gives every trial (0: until its first validation)."""
     reduction: Annotated[float, Field(gt=1)] = 3.0
     """`asha` lets one of so many go on, and looks again after so many times the steps."""
+    interval: Count = 0
+    """Steps after which trials under `pbt` are compared, again and again: a multiple of `training.eval_every`
+    (0: that)."""
+    exploit: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Share of the trials under `pbt` that go on from another's weights each time, and share that they choose from."""
+    resample: Fraction = 0.25
+    """Probability that `pbt` then draws a setting anew; else a number of a range is multiplied by 0.8 or 1.2, and a
+    value of a list gives way to its neighbour."""
     seeds: Positive = 1
     """Seeds that each of the best few is run with before the winner is named, its mean counting."""
     finalists: Positive = 3
@@ -107,4 +118,22 @@ class SearchConfig(Config):
             raise ValueError(f"space: the range of '{ranged[0]}' has no grid: set search.samples")
         if self.searcher == "optuna" and not self.samples:
             raise ValueError("searcher optuna draws as many trials as search.samples says: set it")
+        return self
+
+    @model_validator(mode="after")
+    def _population(self) -> SearchConfig:
+        if self.scheduler != "pbt":
+            return self
+        for key, dimension in self.space.items():
+            if key not in CHANGEABLE:
+                raise ValueError(
+                    f"space: '{key}' cannot change while a trial trains, expected one of {', '.join(CHANGEABLE)}; "
+                    f"search it with scheduler asha"
+                )
+            if getattr(dimension, "when", None):
+                raise ValueError(f"space: '{key}' has conditions (`when`), which pbt has no use for: leave them out")
+        if self.samples < 2:
+            raise ValueError("scheduler pbt trains a population: set search.samples to 2 or more")
+        if self.searcher != "random":
+            raise ValueError("scheduler pbt changes settings by itself: leave search.searcher at random")
         return self

@@ -101,6 +101,33 @@ class Recipe(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _population(self) -> Recipe:
+        if self.kind != "search" or self.search.scheduler != "pbt":
+            return self
+        training, interval = self.training, self.exchange_interval
+        if not training.steps or not training.eval_every:
+            raise ValueError(
+                "search.scheduler pbt compares trials at the same steps: set training.steps and eval_every"
+            )
+        if interval % training.eval_every or interval >= training.steps:
+            raise ValueError(
+                f"search.interval {interval} is not a multiple of training.eval_every {training.eval_every} "
+                f"below training.steps {training.steps}"
+            )
+        if training.schedule:
+            raise ValueError("training.schedule: search.scheduler pbt is what finds one, leave it empty")
+        if training.checkpoint_url:
+            raise ValueError(
+                "training.checkpoint_url: trials under pbt exchange checkpoints by run.output, leave it empty"
+            )
+        return self
+
+    @property
+    def exchange_interval(self) -> int:
+        """Steps between two exchanges of a population."""
+        return self.search.interval or self.training.eval_every
+
     def micro_batch(self, ranks: int) -> int:
         """Returns the clips of a micro-batch on each of so many ranks.
 
