@@ -15,7 +15,7 @@ from typing import Any
 from crossgate import environment
 from crossgate.cluster.meters import shown_to_prometheus
 from crossgate.cluster.paths import with_absolute_paths
-from crossgate.cluster.session import ray_session, use_reserved
+from crossgate.cluster.session import ray_session, use_reserved, workers_need
 from crossgate.config import Recipe
 from crossgate.errors import UserError
 from crossgate.recipe import parse_recipe
@@ -78,10 +78,9 @@ def _launch_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any]) -> 
 def _fit_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any], mail: _Mail) -> dict[str, Any]:
     cluster = recipe.cluster
     fewest = cluster.fewest_workers
-    cpus, gpus = fewest * cluster.cpus_per_worker, fewest * cluster.gpus_per_worker
     if fewest < cluster.workers:
         environment.expect_nodes_to_go()
-    with ray_session(cluster, cpus, gpus):
+    with ray_session(cluster, fewest * cluster.cpus_per_worker, workers_need(cluster, fewest)):
         from ray.train import FailureConfig, RunConfig
         from ray.train.v2.api.config import LoggingConfig, ScalingConfig
         from ray.train.v2.api.exceptions import TrainingFailedError

@@ -21,7 +21,8 @@ from crossgate.cluster.explore import ENDED, Exploration, Planned, exploration, 
 from crossgate.cluster.leaderboard import AVERAGING, BOARD, GATE, averages, publish, verdict_on
 from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.ray_train import launch, resolve
-from crossgate.cluster.session import ray_session, use_reserved
+from crossgate.cluster.room import Need
+from crossgate.cluster.session import ray_session, use_reserved, workers_need
 from crossgate.cluster.trials import (
     SearchResult,
     TrialRecord,
@@ -47,6 +48,7 @@ Trial = Callable[..., dict[str, Any]]
 return, with a checkpoint there."""
 
 _LOOK_S = 1.0
+_DRIVER_CPUS = 0.1  # of a trial on several ranks: it only waits for them
 
 
 def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> SearchResult:
@@ -143,8 +145,12 @@ class _Stage:
         self._recipe, self._trial, self._parent, self._stack = recipe, trial, parent, stack
         config, cluster = recipe.search, recipe.cluster
         self._nested = cluster.workers > 1
-        self._cpus = cluster.workers * cluster.cpus_per_worker + 0.1 if self._nested else config.cpus_per_trial
-        self._gpus = cluster.workers * cluster.gpus_per_worker if self._nested else config.gpus_per_trial
+        if self._nested:
+            workers = workers_need(cluster, cluster.fewest_workers)
+            self._need = Need("one trial", (*workers.shares, (_DRIVER_CPUS, 0.0)), workers.keys)
+        else:
+            share = config.cpus_per_trial, config.gpus_per_trial
+            self._need = Need("one trial", (share,), "search.cpus_per_trial, search.gpus_per_trial")
         self._session: Any = None
 
     def explore(self, source: Exploration) -> None:
@@ -176,8 +182,8 @@ class _Stage:
         recipe, config = self._recipe, self._recipe.search
         side_by_side = min(config.concurrent, count)
         if self._session is None:
-            cpus, gpus = side_by_side * self._cpus, side_by_side * self._gpus
-            self._session = self._stack.enter_context(ray_session(recipe.cluster, cpus, gpus))
+            session = ray_session(recipe.cluster, side_by_side * sum(cpus for cpus, _ in self._need.shares), self._need)
+            self._session = self._stack.enter_context(session)
         from ray import tune
 
         from crossgate.cluster.tuning import Board, Halving, Jobs
@@ -191,7 +197,7 @@ class _Stage:
             for record in records():
                 if record.status in ENDED:
                     scheduler.remember(record)
-        own = {"cpu": 0.1} if self._nested else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+        own = {"cpu": _DRIVER_CPUS} if self._nested else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
         storage, name = run_directory(recipe) / ".ray", f"{recipe.run.name}-{time.time_ns():x}"
         tuner = tune.Tuner(
             tune.with_resources(_nested_trial if self._nested else _single_trial, own),

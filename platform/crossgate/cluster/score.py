@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossgate.cluster.paths import read, written
-from crossgate.cluster.session import ray_session, use_reserved
+from crossgate.cluster.session import ray_session, use_reserved, workers_need
 from crossgate.cluster.tasks import done_by_tasks
 from crossgate.config import ClusterConfig
 from crossgate.errors import UserError
@@ -40,7 +40,7 @@ def score(
     config = cluster or ClusterConfig()
 
     def spread(store: Store, plan: ScorePlan, units: Sequence[int], step: Callable[[int], None]) -> None:
-        with ray_session(config, cpus=config.cpus_per_worker, gpus=config.gpus_per_worker) as ray:
+        with ray_session(config, config.cpus_per_worker, workers_need(config, 1)) as ray:
             _as_tasks(ray, config, store, plan, units, step)
 
     paths = _paths(model, source, out)

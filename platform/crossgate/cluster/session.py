@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import crossgate
 from crossgate import environment
+from crossgate.cluster.room import Need, Share, wait_for_room
 from crossgate.config import ClusterConfig
 from crossgate.errors import UserError
 
-log = logging.getLogger(__name__)
 LOCAL = "local"
+_PRIVATE = "crossgate_private"
+"""Resource that marks a cluster as started for a run on one machine."""
 
 
 @contextmanager
-def ray_session(config: ClusterConfig, cpus: float, gpus: float = 0.0) -> Iterator[Any]:
+def ray_session(config: ClusterConfig, cpus: float, need: Need | None = None) -> Iterator[Any]:
     """Gives the `ray` module, connected; disconnects at the end, unless it was connected before.
 
     Args:
         config: `address` may be ``local`` for a private cluster in any case.
-        cpus: CPUs that must be there at once; a private cluster gets them whatever the machine has.
-        gpus: likewise.
+        cpus: CPUs that are of use at once; a private cluster gets them whatever the machine has.
+        need: what the cluster must have room for.
 
     Raises:
-        UserError: when the cluster cannot be reached.
+        UserError: when the cluster cannot be reached, or is and stays too small.
     """
     environment.calm_ray()
     import ray
 
     if ray.is_initialized():
+        _check_room(ray, config, need)
         yield ray
         return
     _connect(ray, config, cpus)
     try:
-        _say_if_too_small(ray, cpus, gpus)
+        _check_room(ray, config, need)
         yield ray
     finally:
         ray.shutdown()
@@ -67,7 +70,22 @@ def _connect(ray: Any, config: ClusterConfig, cpus: float) -> None:
                 ) from None
     environment.expect_no_preemption()
     seats = max(math.ceil(cpus), environment.usable_cores())
-    ray.init(address=LOCAL, num_cpus=seats, include_dashboard=False, runtime_env=runtime, **quiet)
+    ray.init(
+        address=LOCAL,
+        num_cpus=seats,
+        resources={_PRIVATE: 1},
+        include_dashboard=False,
+        runtime_env=runtime,
+        **quiet,
+    )
+
+
+def workers_need(config: ClusterConfig, workers: int) -> Need:
+    """Returns what so many workers need."""
+    shares = ((config.cpus_per_worker, config.gpus_per_worker),) * workers
+    return Need(
+        f"a run of {workers} worker{'s' * (workers > 1)}", shares, "cluster.workers, cpus_per_worker, gpus_per_worker"
+    )
 
 
 def use_reserved(cpus: float, gpus: float) -> None:
@@ -89,11 +107,20 @@ def prepare_worker() -> None:
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
 
 
-def _say_if_too_small(ray: Any, cpus: float, gpus: float) -> None:
-    have = ray.cluster_resources()
-    for name, need in (("CPU", cpus), ("GPU", gpus)):
-        if have.get(name, 0.0) < need:
-            log.warning("the run needs %g %ss, Ray has %g: waiting until it grows", need, name, have.get(name, 0.0))
+def _check_room(ray: Any, config: ClusterConfig, need: Need | None) -> None:
+    if need is None:
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    def nodes() -> list[Share]:
+        had = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [(one.get("CPU", 0.0), one.get("GPU", 0.0)) for one in had]
+
+    def ask(shares: Sequence[Share]) -> None:
+        request_resources(bundles=[{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus} for cpus, gpus in shares])
+
+    patience_s = 0.0 if _PRIVATE in ray.cluster_resources() else config.wait_s
+    wait_for_room(need, nodes, patience_s, ask)
 
 
 def _first_line(error: Exception) -> str:

@@ -141,6 +141,9 @@ class ClusterConfig(Config):
     """`auto`: Ray for several workers and in a Ray job, else this process. Under torchrun, its ranks in any case."""
     address: str = ""
     """Ray cluster (empty: the running one, else a private one on this machine)."""
+    wait_s: Annotated[float, Field(ge=0)] = 1800.0
+    """Seconds that a cluster too small for the fewest workers, or for one trial of a search, may take to grow before
+    the run is refused. One that is started on this machine for the run does not grow."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray reserves for one worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
