@@ -152,7 +152,10 @@ def finetune(config: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command(rich_help_panel=RUNS)
 def search(config: RecipeFile, overrides: Overrides = None) -> None:
-    """Search gating variants with Ray Tune; selection on validation groups only."""
+    """Search gating variants (successive halving) or schedules (population based) with Ray Tune, on validation groups.
+
+    What ended is kept: the same command goes on where a kill left it. See `crossgate explain search`.
+    """
     _run("search", config, overrides)
 
 

@@ -89,6 +89,7 @@ def test_a_population_finds_a_schedule_that_its_recipe_replays(
     assert any(trial.schedule for trial in result.trials) and "then after" in result.table()
     board = json.loads((folder / "leaderboard.json").read_text())
     assert [row["overrides"] for row in board] == [trial.overrides for trial in result.trials]
+    assert [path.name for path in (folder / "figures").iterdir()] == ["schedules.png"]
     check_values(known_trials(folder), "val/accuracy")
     check_nesting(f"sqlite:///{tmp_path / 'mlflow.db'}", folder)
     started = {path.name: path.read_text() for path in folder.glob("member??-??????.started")}

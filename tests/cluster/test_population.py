@@ -68,6 +68,7 @@ def test_explored_settings_are_other_ones_within_the_space() -> None:
     for seed in range(200):
         found = explored({"a": 0.09, "b": 0.1}, space, 0.0, random.Random(seed))
         assert found["a"] in (0.072, 0.1) and found["b"] in (0.0, 0.4), "a step to the side, inside the bounds"
+        assert explored({"b": 0.4}, {"b": space["b"]}, 0.0, random.Random(seed)) == {"b": 0.1}
         seen.append(explored({"a": 0.09, "b": 0.4}, space, 1.0, random.Random(seed)))
         assert seen[-1] != {"a": 0.09, "b": 0.4} and 1e-4 <= seen[-1]["a"] <= 0.1
     assert len({one["a"] for one in seen}) > 190 and {one["b"] for one in seen} == {0.0, 0.1, 0.4}
@@ -209,10 +210,11 @@ def test_the_best_schedules_are_run_with_other_seeds(tmp_path: Path) -> None:
     records = finish(recipe).records()
     finals = _finals(recipe, records)
     best = [record.name for record in leaderboard(recipe, records).trials[:2]]
-    assert [record.name for record, _ in finals] == [
-        f"{name}{end}" for name in best for end in ("", "-seed1", "-seed2")
-    ]
-    assert [record.repeats for record, _ in finals] == ["", best[0], best[0], "", best[1], best[1]]
+    ends, held = ("", "-seed1", "-seed2"), leaderboard(recipe, records).trials[0]
+    assert [record.name for record, _ in finals[:6]] == [f"{name}{end}" for name in best for end in ends]
+    assert [record.repeats for record, _ in finals[:6]] == ["", best[0], best[0], "", best[1], best[1]]
+    if SCHEDULE in held.overrides:  # is it the schedule, or where it ends?
+        assert [record.overrides for record, _ in finals[6:]] == [settings_of(held.overrides)] * 3
     for record, settings in finals:
         assert settings.model_dump(mode="json")["training"]["schedule"] == record.overrides.get(SCHEDULE, [])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates
+from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates, schedules
 from crossgate.evaluation.selection import Answers, judge
 
 GROUPS, EACH = 40, 5
@@ -94,3 +94,13 @@ def test_every_trial_is_a_line_through_its_settings():
     assert {"mean", "softmax", "0.01", "0.1", "(not varied)", "0.500", "0.900"} <= texts
     bars = importance_figure({"gate": 0.75, "lr": 0.25}, "val/accuracy").axes[0].patches
     assert [bar.get_width() for bar in bars] == [25.0, 75.0]
+
+
+def test_schedules_are_drawn_as_steps_to_the_trainings_end() -> None:
+    courses = [{"lr": [(0, 0.1), (40, 0.001)], "drop": [(0, 0.0)]}, {"lr": [(0, 0.1)], "drop": [(0, 0.0), (20, 0.4)]}]
+    figure = schedules(courses, [0.9, None], 60, "val/accuracy")
+    lr, drop = figure.axes
+    assert [list(line.get_xdata()) for line in lr.lines] == [[0, 60], [0, 40, 60]]
+    assert [list(line.get_ydata()) for line in drop.lines] == [[0.0, 0.4, 0.4], [0.0, 0.0]]
+    assert (lr.get_yscale(), drop.get_yscale()) == ("log", "linear")
+    assert lr.lines[1].get_linewidth() > lr.lines[0].get_linewidth()

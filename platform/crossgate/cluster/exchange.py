@@ -74,6 +74,15 @@ def settings_of(overrides: Mapping[str, Any]) -> Point:
     return settings
 
 
+def courses_of(overrides: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """Returns setting -> ``(step, value)`` from each step after which a trial has a value, 0 being the begin."""
+    found = {key: [(0, float(value))] for key, value in overrides.items() if key != SCHEDULE}
+    for change in overrides.get(SCHEDULE, ()):
+        for key, value in change["settings"].items():
+            found[key].append((change["after"], float(value)))
+    return found
+
+
 def continued(overrides: Mapping[str, Any], step: int, settings: Point) -> dict[str, Any]:
     """Returns a trial's overrides with other settings from a step on; as they are where nothing differs."""
     before = settings_of(overrides)

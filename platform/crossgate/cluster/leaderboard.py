@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from crossgate.cluster.exchange import courses_of
 from crossgate.cluster.trials import SearchResult, TrialRecord
 from crossgate.config import Recipe
 from crossgate.errors import writing
 from crossgate.evaluation import Section, positive_class, style, write_report, write_results
-from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates
+from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates, schedules
 from crossgate.evaluation.selection import Answers, Verdict, judge
 from crossgate.evaluation.tables import Table
 from crossgate.recipe import dump_recipe
@@ -75,7 +76,7 @@ def _answers(record: TrialRecord, records: Sequence[TrialRecord]) -> list[Answer
 def publish(recipe: Recipe, result: SearchResult, verdict: Verdict | None, tracker: Tracker) -> None:
     """Writes leaderboard, figures, report and numbers into the search's directory and to MLflow."""
     run_dir = run_directory(recipe)
-    figures = _figures(result)
+    figures = _schedules(recipe, result) if recipe.search.scheduler == "pbt" else _figures(result)
     table = result.columns()
     rows = [asdict(record) | {"command": record.command} for record in result.trials]
     with writing("the leaderboard", run_dir):
@@ -119,6 +120,19 @@ def _figures(result: SearchResult) -> dict[str, tuple]:
         bars = "Of what a random forest explains of the differences between finished trials; few trials give a hint."
         found["importances"] = (importance_figure(shares, result.metric), bars)
     return found
+
+
+def _schedules(recipe: Recipe, result: SearchResult) -> dict[str, tuple]:
+    shown = [one for one in result.trials if one.status == "finished"]
+    if not shown:
+        return {}
+    figure = schedules(
+        [courses_of(one.overrides) for one in shown],
+        [one.value for one in shown],
+        recipe.training.steps,
+        result.metric,
+    )
+    return {"schedules": (figure, "A line a trial: what it was trained with, those it went on from included.")}
 
 
 def _legible(record: TrialRecord) -> dict[str, str | int | float]:

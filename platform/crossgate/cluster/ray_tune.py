@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crossgate.cluster.exchange import settings_of
 from crossgate.cluster.explore import ENDED, Exploration, Planned, exploration, listed
 from crossgate.cluster.leaderboard import AVERAGING, BOARD, GATE, averages, publish, verdict_on
 from crossgate.cluster.paths import with_absolute_paths
@@ -24,6 +25,7 @@ from crossgate.cluster.ray_train import launch, resolve
 from crossgate.cluster.room import Need
 from crossgate.cluster.session import ray_session, use_reserved, workers_need
 from crossgate.cluster.trials import (
+    SCHEDULE,
     SearchResult,
     TrialRecord,
     leaderboard,
@@ -92,13 +94,18 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
 
 
 def _finals(recipe: Recipe, explored: Sequence[TrialRecord]) -> list[Planned]:
-    """Returns the best few and uniform averaging, once a seed."""
+    """Returns the best few, and what they must be better than, once a seed.
+
+    That is uniform averaging where there are gates, and the last settings of the best schedule held from the begin.
+    """
     best = [one for one in leaderboard(recipe, explored).trials if one.status == "finished"]
     if not best:
         return []
     seeds = range(recipe.search.seeds)
     finalists = best[: recipe.search.finalists] if recipe.search.seeds > 1 else []
     finals = [trial_of(recipe, one.overrides, seed, one.name) for one in finalists for seed in seeds]
+    if finalists and SCHEDULE in finalists[0].overrides:
+        finals += [trial_of(recipe, settings_of(finalists[0].overrides), seed) for seed in seeds]
     if GATE in recipe.search.space:
         point = _averaging(recipe, explored, best)
         if all(one.overrides != point for one in finalists):

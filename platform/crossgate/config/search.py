@@ -59,7 +59,7 @@ Dimension = Annotated[
 
 
 class SearchConfig(Config):
-    """Ray Tune over gating variants."""
+    """Ray Tune over gating variants and schedules."""
 
     space: dict[str, Dimension] = {"model.fusion.name": ["mean", "sigmoid", "softmax"]}
     """Dotted recipe key -> values to try; or `{low: 1e-4, high: 1e-2, log: true}` (`integer: true` for whole numbers);

@@ -1,4 +1,4 @@
-"""Two pictures of a search: every trial as a line through its settings, and which settings mattered."""
+"""Pictures of a search: every trial as a line through its settings, which settings mattered, and how they changed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from crossgate.evaluation.style import ACCENT, LINE, MUTED, new, short, styled
@@ -16,7 +17,10 @@ from crossgate.evaluation.style import ACCENT, LINE, MUTED, new, short, styled
 Array = NDArray[Any]
 Points = Sequence[Mapping[str, Any]]
 
+Course = Sequence[tuple[int, float]]
+
 ABSENT = "(not varied)"
+_DECADE = 10.0
 _TREES = 200
 _FEWEST = 4
 
@@ -56,6 +60,40 @@ def parallel_coordinates(points: Points, values: Sequence[float | None], metric:
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
     axis.set_title("Every trial, better ones darker")
+    return figure
+
+
+@styled
+def schedules(
+    courses: Sequence[Mapping[str, Course]], values: Sequence[float | None], steps: int, metric: str
+) -> Figure:
+    """Draws each setting over the steps of the training, a line a trial, darker the better, the best one thick.
+
+    Args:
+        courses: of each trial, best first: setting -> ``(step, value)`` from each step after which it has a value.
+        values: of each trial, None where it has none (drawn pale).
+        steps: of the training.
+        metric: name of the values.
+    """
+    keys = _keys(courses)
+    figure, axes = new(2.8, max(1, len(keys)), width=max(7.4, 3.2 * len(keys)))
+    known = [value for value in values if value is not None]
+    norm = Normalize(min(known, default=0.0), max(known, default=1.0) or 1.0)
+    for axis, key in zip(axes, keys):
+        for place in reversed(range(len(courses))):
+            value, course = values[place], courses[place][key]
+            at, heights = [step for step, _ in course] + [steps], [height for _, height in course]
+            colour = LINE if value is None else colormaps["viridis_r"](float(norm(value)))
+            axis.step(at, [*heights, heights[-1]], where="post", color=colour, linewidth=1.2 if place else 2.6)
+        every = [height for course in courses for _, height in course[key]]
+        if min(every) > 0 and max(every) > _DECADE * min(every):
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(key)
+        axis.set_xlabel("step")
+        axis.set_xlim(0, steps)
+    figure.suptitle(f"{metric}: {norm.vmin:.3f} pale to {norm.vmax:.3f} dark, the best one thick", fontsize=8.5)
     return figure
 
 
