@@ -13,11 +13,20 @@ import pytest
 import torch
 from tiny_run import run_member, tiny_recipe
 
-from crossgate.cluster.exchange import continued, explored, settings_of, takeovers
+from crossgate.cluster.exchange import continued, courses_of, explored, settings_of, takeovers
 from crossgate.cluster.explore import exploration
 from crossgate.cluster.population import Population
 from crossgate.cluster.ray_tune import _finals, _recorded
-from crossgate.cluster.trials import SCHEDULE, NotYet, Planned, leaderboard, read_record, write_record
+from crossgate.cluster.trials import (
+    SCHEDULE,
+    NotYet,
+    Planned,
+    SearchResult,
+    TrialRecord,
+    leaderboard,
+    read_record,
+    write_record,
+)
 from crossgate.config import Range, Recipe
 from crossgate.errors import UserError
 from crossgate.evaluation.selection import Answers
@@ -81,6 +90,16 @@ def test_a_lineage_keeps_its_changes_and_only_them() -> None:
     assert continued(first, 8, {"a": 1.2, "b": 2.0}) == first
     second = continued(first, 8, {"a": 1.2, "b": 1.6})
     assert settings_of(second) == {"a": 1.2, "b": 1.6} and settings_of(first) == {"a": 1.2, "b": 2.0}
+
+
+def test_a_schedule_is_told_in_words_and_has_a_column_of_its_own() -> None:
+    changes = [{"after": 4, "settings": {"optim.lr": 0.02}}, {"after": 8, "settings": {"optim.lr": 0.03, "b": 0.1}}]
+    record = TrialRecord("a", {"optim.lr": 0.01, "b": 0.0, SCHEDULE: changes}, "a", "finished", 0.5)
+    words = "after 4 optim.lr=0.02; after 8 optim.lr=0.03, b=0.1"
+    assert record.settings == f"optim.lr=0.01, b=0.0, then {words}"
+    columns = SearchResult("val/accuracy", [record, TrialRecord("b", {"optim.lr": 0.1, "b": 0.2}, "b")]).columns()
+    assert columns["schedule"] == [words, ""] and SCHEDULE not in columns and columns["optim.lr"] == [0.01, 0.1]
+    assert courses_of(record.overrides) == {"optim.lr": [(0, 0.01), (4, 0.02), (8, 0.03)], "b": [(0, 0.0), (8, 0.1)]}
 
 
 # ---- rounds ----------------------------------------------------------------------------------------------------
