@@ -216,7 +216,7 @@ def test_a_trial_that_fails_takes_over_and_no_round_begins_before_the_last_has_e
         ({"samples": 1}, "set search.samples to 2"),
         ({"searcher": "optuna"}, "leave search.searcher at random"),
         ({"interval": 3}, "search.interval 3 is not a multiple of training.eval_every 2"),
-        ({"space": {"optim.lr": [-1.0, 0.1]}, "samples": 2}, "optim.lr"),
+        ({"space": {"model.fusion.modality_dropout": [0.0, 0.1, 0.2, 5.0]}, "samples": 2}, "modality_dropout.*5.0"),
     ],
 )
 def test_what_a_population_cannot_do_is_refused(tmp_path: Path, keys: dict[str, Any], complaint: str) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from crossgate.cluster.exchange import continued, explored, settings_of, takeovers
-from crossgate.cluster.space import draws
+from crossgate.cluster.space import draws, values_of
 from crossgate.cluster.trials import NotYet, Planned, TrialRecord, identity, read_record, trial_of, write_record
-from crossgate.config import Recipe
+from crossgate.config import Range, Recipe
 from crossgate.errors import UserError, writing
+from crossgate.recipe import with_overrides
 from crossgate.training.checkpoint import newest_whole, store_recipe
 
 _MAKES_IT = {"space", "samples", "metric", "interval", "exploit", "resample"}
@@ -61,8 +62,10 @@ class Population:
         if not self._rounds:
             self._rounds = [_begin(recipe, digest)]
         self._trials = _fold(self._rounds)
-        for overrides in self._trials.values():
-            trial_of(recipe, overrides)
+        for key, dimension in recipe.search.space.items():
+            bounds = [dimension.low, dimension.high] if isinstance(dimension, Range) else values_of(dimension)
+            for value in bounds:  # whatever may be drawn later
+                with_overrides(recipe, {"kind": "finetune", key: value})
         self._under_way: set[str] = set()
         self._begun = False
         self._waiting = self._undone()
@@ -99,7 +102,9 @@ class Population:
             write_record(record, status="failed", reason="its process died")
 
     def records(self) -> list[TrialRecord]:
-        return [read_record(self._planned(name)[0]) for name in self._trials]
+        """Returns the trials as their directories have them, wherever those have been moved to."""
+        planned = [self._planned(name)[0] for name in self._trials]
+        return [replace(read_record(record), directory=record.directory) for record in planned]
 
     # ---- rounds ------------------------------------------------------------------------------------------------
 
@@ -108,7 +113,7 @@ class Population:
 
     def _undone(self) -> list[str]:
         """Returns the trials that have not come to the round's end yet."""
-        found = [read_record(self._planned(name)[0]) for name in self._trials]
+        found = self.records()
         return [one.name for one in found if one.until != self._until or one.status not in _DONE]
 
     def _decide(self) -> bool:
