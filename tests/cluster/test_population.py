@@ -208,6 +208,26 @@ def test_a_trial_that_fails_takes_over_and_no_round_begins_before_the_last_has_e
     assert records[failing].overrides["optim.lr"] != 0.5
 
 
+def test_a_members_time_is_that_of_all_its_stretches(tmp_path: Path) -> None:
+    source = Population(recipe_of(tmp_path))
+    while (planned := source.draw()) is not None:
+        work(planned)
+        write_record(read_record(planned[0]), seconds=planned[0].seconds + 100.0)
+        source.tell(planned[0])
+    assert {record.seconds for record in source.records()} == {300.0}
+
+
+def test_of_equal_trials_the_one_with_fewer_changes_is_first_and_idle_changes_are_named(tmp_path: Path) -> None:
+    late = {"optim.lr": 0.1, SCHEDULE: [{"after": 8, "settings": {"optim.lr": 0.08}}]}
+    done = {"directory": "d", "status": "finished", "value": 0.5}
+    records = [TrialRecord("taker", late, step=8, **done), TrialRecord("donor", {"optim.lr": 0.1}, step=8, **done)]
+    board = leaderboard(recipe_of(tmp_path), records)
+    assert [record.name for record in board.trials] == ["donor", "taker"]
+    assert "its weights are of step 8, before the last change" in board.table()
+    kept = leaderboard(recipe_of(tmp_path), [TrialRecord("taker", late, step=9, **done)])
+    assert "before the last change" not in kept.table()
+
+
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [

@@ -27,6 +27,8 @@ NEED = Need("one trial", ((4.0, 1.0),), "search.cpus_per_trial, search.gpus_per_
         ([(8, 2)], [(4, 1), (4, 1), (0.1, 0)], False),
         ([(2, 1), (8, 0)], [(8, 0), (2, 1)], True),
         ([], [(1, 0)], False),
+        ([(3, 0)], [(0.6, 0)] * 5, True),  # in floating point, four of them leave less than one
+        ([(20, 1)], [(1, 0.05)] * 20, True),
     ],
 )
 def test_shares_must_fit_on_single_nodes(nodes: list[Share], shares: list[Share], expected: bool) -> None:

@@ -92,9 +92,10 @@ class Population:
             self._waiting = self._undone()
         name = self._waiting.pop(0)
         record, settings = self._planned(name)
-        write_record(replace(record, until=self._until))
+        record = replace(record, until=self._until, seconds=read_record(record).seconds)
+        write_record(record)
         self._under_way.add(name)
-        return replace(record, until=self._until), settings
+        return record, settings
 
     def tell(self, record: TrialRecord) -> None:
         self._under_way.discard(record.name)
@@ -177,7 +178,7 @@ class Population:
             shutil.copyfile(donor / "metrics.jsonl", folder / ".metrics.jsonl.partial")
             (folder / ".metrics.jsonl.partial").replace(folder / "metrics.jsonl")
         store_recipe(folder, settings)
-        write_record(record, value=last.values[donor.name], step=last.step)
+        write_record(record, value=last.values[donor.name], step=last.step, seconds=read_record(record).seconds)
 
 
 def _identity(recipe: Recipe) -> str:

@@ -322,7 +322,7 @@ def _recorded(job: dict[str, Any], run: Callable[[Recipe], dict[str, Any]]) -> N
     except Exception as error:  # one bad setting must not end the search
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         outcome = {"status": "failed", "reason": reason.splitlines()[0]}
-    write_record(record, **outcome, seconds=round(time.monotonic() - started, 1))
+    write_record(record, **outcome, seconds=round(record.seconds + time.monotonic() - started, 1))
 
 
 def _value(run_dir: Path, metric: str, step: int) -> float:

@@ -18,6 +18,7 @@ Share = tuple[float, float]
 """CPUs and GPUs: of a node, or those that must be on one node together."""
 
 LOOK_S = 2.0
+_ROUNDING = 1e-6  # ten tenths of a CPU are one
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def fits(nodes: Sequence[Share], shares: Sequence[Share]) -> bool:
     """Whether every share finds room on some node, larger ones first."""
     left = [list(node) for node in nodes]
     for cpus, gpus in sorted(shares, key=lambda share: (share[1], share[0]), reverse=True):
-        node = next((one for one in left if one[0] >= cpus and one[1] >= gpus), None)
+        node = next((one for one in left if one[0] >= cpus - _ROUNDING and one[1] >= gpus - _ROUNDING), None)
         if node is None:
             return False
         node[0] -= cpus

@@ -38,6 +38,7 @@ class TrialRecord:
     reason: str = ""
     """Why it failed."""
     seconds: float = 0.0
+    """That it was trained for; of a population in all its stretches."""
     repeats: str = ""
     """Name of the trial that this one repeats with another seed."""
     by_seed: list[float] = field(default_factory=list)
@@ -62,9 +63,13 @@ class TrialRecord:
     @property
     def schedule(self) -> str:
         """What it changed while training, in words: ``after 40 optim.lr=0.01; after 80 optim.lr=0.008``."""
-        changes = self.overrides.get(SCHEDULE, ())
-        words = (", ".join(f"{key}={value}" for key, value in change["settings"].items()) for change in changes)
-        return "; ".join(f"after {change['after']} {said}" for change, said in zip(changes, words, strict=True))
+        words = (", ".join(f"{key}={value}" for key, value in change["settings"].items()) for change in self.changes)
+        return "; ".join(f"after {change['after']} {said}" for change, said in zip(self.changes, words, strict=True))
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Its schedule: after which step which settings."""
+        return self.overrides.get(SCHEDULE, [])
 
 
 @dataclass
@@ -136,6 +141,8 @@ def _note(trial: TrialRecord) -> str:
     notes = [trial.reason] if trial.reason else []
     if trial.status in ("pruned", "paused"):
         notes.append(f"{trial.status} at step {trial.step}")
+    if trial.status == "finished" and any(change["after"] >= trial.step for change in trial.changes):
+        notes.append(f"its weights are of step {trial.step}, before the last change")
     if len(trial.by_seed) > 1:
         notes.append(f"{len(trial.by_seed)} seeds, {min(trial.by_seed):.4f} to {max(trial.by_seed):.4f}")
     return f"  ({'; '.join(notes)})" if notes else ""
@@ -191,7 +198,8 @@ def _slug(overrides: Mapping[str, Any]) -> str:
 def leaderboard(recipe: Recipe, records: Sequence[TrialRecord]) -> SearchResult:
     """Returns the records, best first; a trial and its repetitions with other seeds are one row, valued by their mean.
 
-    Those that were run with several seeds stand first: one lucky seed must not beat the mean of three.
+    Those that were run with several seeds stand first: one lucky seed must not beat the mean of three. Of equal ones
+    that with fewer changes does: a trial that took over and found nothing better has its donor's weights.
     """
     rows = []
     for record in records:
@@ -203,9 +211,10 @@ def leaderboard(recipe: Recipe, records: Sequence[TrialRecord]) -> SearchResult:
             record = replace(record, value=sum(values) / len(values), by_seed=values)
         rows.append(record)
 
-    def place(record: TrialRecord) -> tuple[int, int, int, float]:
+    def place(record: TrialRecord) -> tuple[int, int, int, float, int]:
         pruned_at = -record.step if record.status == "pruned" else 0
-        return _ORDER.get(record.status, 3), -len(record.by_seed), pruned_at, -(record.value or 0.0)
+        value = record.value or 0.0
+        return _ORDER.get(record.status, 3), -len(record.by_seed), pruned_at, -value, len(record.changes)
 
     return SearchResult(recipe.search.metric, sorted(rows, key=place))
 
