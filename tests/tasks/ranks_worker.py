@@ -26,11 +26,12 @@ def recipe(kind: str, **sections: Any) -> Recipe:
     """Returns a recipe with tiny encoders."""
     encoders = {name: {"backbone": "test_vit"} for name in ("rgb", "flow", "audio", "depth")}
     fusion = {"name": "softmax", "hidden": 8, **sections.pop("fusion", {})}
+    exchange = sections.pop("exchange", {})
     tree: dict[str, Any] = {
         "kind": kind,
         "run": {"seed": 5},
         "data": {"clip": {"size": 32, "frames": 2, "mels": 32, "seconds": 0.5, **sections.pop("clip", {})}},
-        "model": {"dim": 16, "embedding": 8, "encoders": encoders, "fusion": fusion},
+        "model": {"dim": 16, "embedding": 8, "encoders": encoders, "fusion": fusion, "exchange": exchange},
     }
     return parse_recipe(tree | sections)
 
@@ -61,7 +62,8 @@ def solve(kind: str, rank: int, ranks: int) -> dict[str, Tensor]:
     """Returns loss, report and gradients (averaged over ranks as a trainer does) in fp64."""
     pretext = {"pretext": {"tasks": ["rotation", "arrow", "synchrony"]}}
     slowed = {"modulation": 0.5, "modulation_noise": 1.0}
-    config = recipe(kind, fusion={"modality_dropout": 0.3}, pretrain=pretext, finetune=slowed)
+    exchange = {"name": "mmtm"} if kind == "finetune" else {}
+    config = recipe(kind, fusion={"modality_dropout": 0.3}, pretrain=pretext, finetune=slowed, exchange=exchange)
     task: Task = build_task(config, VOCABULARIES).double()
     batch = clips(config).select(slice(rank * CLIPS // ranks, (rank + 1) * CLIPS // ranks))
     batch.streams = {name: stream.double() for name, stream in batch.streams.items()}
