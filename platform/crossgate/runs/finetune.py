@@ -80,7 +80,6 @@ def _train(context: RunContext, heard: Heard | None = None, until: int = 0) -> t
     parts = stretches(context.recipe, until)
     done = _step_of(context) if len(parts) > 1 else 0
     left = [part for part in parts[:-1] if part.until > done] + parts[-1:]
-    _say_if_few(context)
     for part in left:
         task, result = _train_stretch(context, part, heard, first=part is left[0])
     best = next(part for part in parts if not part.until or result.best_step <= part.until)
@@ -103,6 +102,7 @@ def _train_stretch(context: RunContext, part: Stretch, heard: Heard | None, firs
     card = _card(context, task, recipe.model)
     metric = selection_metric(card.classes, recipe.finetune.positive)
     if first and context.world.leads:
+        _say_if_few(context)
         _say_what_begins(recipe, task, card, metric)
 
     loader = _loader(task, context, measured=heard is None)
@@ -149,8 +149,8 @@ def _say_what_begins(recipe: Recipe, task: FinetuneTask, card: ModelCard, metric
 def _say_if_few(context: RunContext) -> None:
     """A best step chosen by a handful of clips is chosen by luck."""
     name = context.recipe.finetune.task
-    counts = context.index.class_counts(context.recipe.data.val)[name] if context.world.leads else []
-    if context.world.leads and sum(counts) < FEW_CLIPS:
+    counts = context.index.class_counts(context.recipe.data.val)[name]
+    if sum(counts) < FEW_CLIPS:
         log.warning(
             "%d validation clips choose the weights of '%s': fewer than %d, so their order is mostly luck",
             sum(counts), name, FEW_CLIPS,
