@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from crossgate.config import Recipe, TrackingConfig
 from crossgate.errors import UserError
@@ -331,3 +334,22 @@ def test_the_run_of_a_killed_process_is_ended_by_others_once(store: Path, client
     assert client.get_run(killed.run_id).info.status == "FINISHED"
     conclude(store / "never-tracked", recipe.tracking, "KILLED")
     assert not (store / "never-tracked").exists()
+
+
+def test_a_data_set_that_another_run_makes_at_the_same_moment_is_logged_all_the_same(
+    store: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_inputs, raced = SqlAlchemyStore._log_inputs_impl, []
+
+    def late(self: SqlAlchemyStore, *given: object) -> object:
+        """What MLflow's database says to the later of two inserts."""
+        if not raced:
+            raced.append(True)
+            raise MlflowException("UNIQUE constraint failed: datasets.experiment_id", BAD_REQUEST)
+        return log_inputs(self, *given)
+
+    monkeypatch.setattr(SqlAlchemyStore, "_log_inputs_impl", late)
+    with open_tracker(recipe_for(store), store / "raced", 0) as tracker:
+        tracker.log_dataset("shards:train", "c" * 64, "s3://bucket/shards", "train", {})
+    assert raced
+    assert [one.dataset.name for one in client.get_run(tracker.run_id).inputs.dataset_inputs] == ["shards:train"]

@@ -156,12 +156,16 @@ class Delivery:
             found["name"][:500], found["digest"][:_LONGEST_DIGEST], "crossgate_index", source, None, profile
         )
         tags = [InputTag("mlflow.data.context", found["context"])]
-        try:
-            self._client.log_inputs(self._spool.run_id, [DatasetInput(entity, tags)])
-        except MlflowException as error:
-            if error.error_code not in _HOPELESS or not self._run_is_active():
-                raise
-            log.warning("MLflow refused the dataset %s and it is left out: %s", found["name"], _first_line(error))
+        for attempt in (1, 2):  # a run beside this one may make the same data set between MLflow's look and its insert
+            try:
+                self._client.log_inputs(self._spool.run_id, [DatasetInput(entity, tags)])
+                return
+            except MlflowException as error:
+                if error.error_code not in _HOPELESS or not self._run_is_active():
+                    raise
+                if attempt == 2:
+                    reason = _first_line(error)
+                    log.warning("MLflow refused the dataset %s and it is left out: %s", found["name"], reason)
 
     def _run_is_active(self) -> bool:
         assert self._client is not None
