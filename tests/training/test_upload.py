@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,25 @@ def test_a_store_that_fails_is_said_and_training_goes_on(tmp_path, monkeypatch, 
     assert result.step == 12
     assert "step-00000012 was not uploaded, the next one will be tried" in " ".join(capsys.readouterr().err.split())
     assert newest_whole(tmp_path / "runs" / "run")[0].step == 12
+
+
+def test_a_fault_of_any_kind_leaves_the_thread_alive_for_the_next_checkpoint(copied):
+    class Faulty(Store):
+        def put(self, name, content):
+            if name.startswith("step-00000008"):
+                raise RuntimeError("a fault that nobody thought of")
+            super().put(name, content)
+
+    said: list[str] = []
+    uploader = Uploader(Faulty(str(copied / "other")), said.append)
+    checkpoints = copied / "runs" / "run" / "checkpoints"
+    uploader.put(checkpoints / "step-00000008", [])
+    while not said:
+        time.sleep(0.01)
+    uploader.put(checkpoints / "step-00000012", [])
+    uploader.finish()
+    assert uploader.failures == 1 and "nobody thought of" in said[0]
+    assert uploader.uploaded == "step-00000012"
 
 
 def test_only_the_newest_sets_out_and_it_is_not_deleted_on_its_way(tmp_path):

@@ -29,9 +29,10 @@ class Requests:
         """Returns what is asked: 0, `SAVE` or `STOP`. A request to save is handed out once."""
         if self._stop.is_set():
             return STOP
-        asked = self._save.is_set()
-        self._save.clear()
-        return SAVE if asked else 0
+        if not self._save.is_set():
+            return 0
+        self._save.clear()  # only now: another thread may ask at any moment
+        return SAVE
 
     def heeded(self) -> None:
         """Notes that the run has saved."""

@@ -74,7 +74,7 @@ class Uploader:
             try:
                 self._upload(path)
                 self._prune(keep)
-            except (UserError, OSError) as error:
+            except Exception as error:  # whatever it was, later checkpoints still find this thread alive
                 self.failures += 1
                 self._say(f"{path.name} was not uploaded, the next one will be tried: {error}")
             self.travelling = ""
