@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from crossgate.objectives.gather import global_loss, sum_over_ranks
+from crossgate.objectives.gather import pair_mean, sum_over_ranks
 from crossgate.objectives.infonce import Views
+from crossgate.objectives.tiles import tiles
 
 _NOTHING = -1e30  # minus infinity would make the slope of an empty tile 0 / 0
 
@@ -43,18 +44,18 @@ def agreement(
         exact = torch.promote_types(local.embeddings.dtype, torch.float32)
         mine = Views(local.embeddings.to(exact), local.present, local.group)
         all_ = Views(everywhere.embeddings.to(exact), everywhere.present, everywhere.group)
+        views = {view for pair in pairs for view in pair}
+        logsums = {view: _logsums(mine, all_, view, scale.to(exact), step) for view in sorted(views)}  # (B,) each
         for pair in pairs:
             chosen, found = agreeing(mine, all_, pair, positives, step)  # (B, k) each
-            share = found.to(exact) / found.sum(1, keepdim=True).clamp(min=1)  # (B, k)
-            each = [_within(mine, all_, view, scale.to(exact), chosen, share, step) for view in pair]
+            each = [logsums[view] - scale.to(exact) * _likeness(mine, all_, view, chosen, found) for view in pair]
             anchors = found.any(1)  # (B,)
             sums.append(torch.stack(each).mean(0).masked_fill(~anchors, 0).sum())
             counts.append(anchors.sum())
     local_sums = torch.stack(sums)  # (P,)
     everyone = sum_over_ranks(torch.cat([local_sums.detach(), torch.stack(counts).to(local_sums)]))
     global_sums, anchors = everyone.chunk(2)
-    divisor = anchors.clamp(min=1) * (anchors > 0).sum().clamp(min=1)
-    return global_loss((local_sums / divisor).sum(), (global_sums / divisor).sum())
+    return pair_mean(local_sums, global_sums, anchors)
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def agreeing(
     size = len(local.group)
     best = local.embeddings.new_full((size, positives), -torch.inf)
     chosen = torch.zeros(size, positives, dtype=torch.int64, device=best.device)
-    for r, c in _tiles(size, len(everywhere.group), step):
+    for r, c in tiles(size, len(everywhere.group), step):
         counted = local.group[r, None] != everywhere.group[c]
         like = torch.full_like(counted, torch.inf, dtype=best.dtype)
         for view in pair:
@@ -88,31 +89,29 @@ def agreeing(
     return chosen, best > -torch.inf
 
 
-def _within(
-    local: Views, everywhere: Views, view: int, scale: Tensor, chosen: Tensor, share: Tensor, step: int
-) -> Tensor:
-    """Returns ``l_aa`` of this rank's clips ``(B,)``; meaningless, and finite, for those without a positive."""
-    rows, columns = local.embeddings[:, view], everywhere.embeddings[:, view]  # (B, E), (N, E)
+def _logsums(local: Views, everywhere: Views, view: int, scale: Tensor, step: int) -> Tensor:
+    """Returns the log-sum over J_i of each of this rank's clips ``(B,)``; finite, and meaningless, over none."""
+    total_clips = len(everywhere.group)
+    # Split once: the gradient of each slice would be as large as the whole.
+    rows, columns = local.embeddings[:, view].split(step), everywhere.embeddings[:, view].split(step)
     parts: dict[int, list[Tensor]] = {}
-    for r, c in _tiles(len(rows), len(columns), step):
+    for r, c in tiles(len(local.group), total_clips, step):
         counted = (local.group[r, None] != everywhere.group[c]) & everywhere.present[c, view]
-        given = (rows[r], columns[c], scale, counted)
-        tiled = step < len(columns)  # then nothing of a tile is kept for the way back
+        given = (rows[r.start // step], columns[c.start // step], scale, counted)
+        tiled = step < total_clips  # then nothing of a tile is kept for the way back
         part = checkpoint(_logsum, *given, use_reentrant=False) if tiled else _logsum(*given)
         parts.setdefault(r.start, []).append(part)
-    logsum = torch.cat([torch.stack(row).logsumexp(0) for row in parts.values()])  # (B,)
-    # What no share is given to may be a clip without this view, of any numbers.
-    near = columns[chosen].masked_fill((share == 0).unsqueeze(2), 0)  # (B, k, E)
-    return logsum - scale * torch.einsum("be,bke,bk->b", rows, near, share)
+    return torch.cat([torch.stack(row).logsumexp(0) for row in parts.values()])
+
+
+def _likeness(local: Views, everywhere: Views, view: int, chosen: Tensor, found: Tensor) -> Tensor:
+    """Returns the mean similarity of this rank's clips to their positives ``(B,)``; 0 for those without one."""
+    rows, columns = local.embeddings[:, view], everywhere.embeddings[:, view]  # (B, E), (N, E)
+    share = found.to(rows.dtype) / found.sum(1, keepdim=True).clamp(min=1)  # (B, k)
+    # What was not found may point to a clip without this view, of any numbers.
+    near = columns[chosen].masked_fill(~found.unsqueeze(2), 0)  # (B, k, E)
+    return torch.einsum("be,bke,bk->b", rows, near, share)
 
 
 def _logsum(rows: Tensor, columns: Tensor, scale: Tensor, counted: Tensor) -> Tensor:
     return (scale * (rows @ columns.T)).masked_fill(~counted, _NOTHING).logsumexp(1)
-
-
-def _tiles(rows: int, columns: int, step: int) -> list[tuple[slice, slice]]:
-    return [
-        (slice(i, min(i + step, rows)), slice(j, min(j + step, columns)))
-        for i in range(0, rows, step)
-        for j in range(0, columns, step)
-    ]

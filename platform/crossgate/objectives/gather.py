@@ -56,6 +56,18 @@ def sum_over_ranks(local: Tensor) -> Tensor:
     return total
 
 
+def pair_mean(local_sums: Tensor, global_sums: Tensor, counts: Tensor) -> Tensor:
+    """Returns `global_loss` of the mean over pairs of each pair's mean; pairs without anything to average are left out.
+
+    Args:
+        local_sums: ``(P,)`` this rank's sums, with gradient.
+        global_sums: ``(P,)`` those of all ranks.
+        counts: ``(P,)`` how many all ranks summed.
+    """
+    divisor = counts.clamp(min=1) * (counts > 0).sum().clamp(min=1)
+    return global_loss((local_sums / divisor).sum(), (global_sums / divisor).sum())
+
+
 def global_loss(local_share: Tensor, global_value: Tensor) -> Tensor:
     """Returns the loss to give to the trainer: its value is the global loss, its gradient, averaged over ranks, too.
 

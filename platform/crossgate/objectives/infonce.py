@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crossgate.objectives.gather import gather, global_loss, rank, ranks, sum_over_ranks
+from crossgate.objectives.gather import gather, pair_mean, rank, ranks, sum_over_ranks
 from crossgate.objectives.tiles import Facts, tiled_logsumexp
 
 
@@ -83,12 +83,10 @@ def infonce(local: Views, everywhere: Views, pairs: list[tuple[int, int]], scale
 
     both = [everywhere.present[:, a] & everywhere.present[:, b] for a, b in pairs]
     counts = torch.stack(both).sum(1)  # (P,), global
-    exists = counts > 0
-    divisor = counts.clamp(min=1) * exists.sum().clamp(min=1)
     everyone = sum_over_ranks(torch.cat([sums.detach(), torch.stack(hits).to(sums.dtype)]))
     global_sums, global_hits = everyone.chunk(2)
     return Contrast(
-        loss=global_loss((sums / divisor).sum(), (global_sums / divisor).sum()),
+        loss=pair_mean(sums, global_sums, counts),
         pair_losses=global_sums / counts,  # 0 / 0 is NaN: nothing was measured
         top1=global_hits.sum() / counts.sum(),
     )

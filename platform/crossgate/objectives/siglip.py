@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
-from crossgate.objectives.gather import global_loss, rank, sum_over_ranks
+from crossgate.objectives.gather import pair_mean, rank, sum_over_ranks
 from crossgate.objectives.infonce import Contrast, Views
+from crossgate.objectives.tiles import tiles
 
 
 def siglip(
@@ -32,10 +33,9 @@ def siglip(
     parts = [_pair(local, everywhere, a, b, scale, bias, tile) for a, b in pairs]
     sums = torch.stack([total for total, _ in parts]).masked_fill(counts == 0, 0)  # (P,)
     hits = torch.stack([hit for _, hit in parts])
-    divisor = counts.clamp(min=1) * (counts > 0).sum().clamp(min=1)
     global_sums, global_hits = sum_over_ranks(torch.cat([sums.detach(), hits.to(sums.dtype)])).chunk(2)
     return Contrast(
-        loss=global_loss((sums / divisor).sum(), (global_sums / divisor).sum()),
+        loss=pair_mean(sums, global_sums, counts),
         pair_losses=global_sums / counts,
         top1=global_hits.sum() / counts.sum(),
     )
@@ -54,20 +54,19 @@ def _pair(
     sums = []
     with torch.autocast(local.embeddings.device.type, enabled=False):
         exact = torch.promote_types(local.embeddings.dtype, torch.float32)
+        # Split once: the gradient of each slice would be as large as the whole.
         rows, columns = local.embeddings[:, a].to(exact).split(step), everywhere.embeddings[:, b].to(exact).split(step)
-        for i, row in enumerate(rows):
-            r = slice(i * step, i * step + len(row))
-            for j, column in enumerate(columns):
-                c = slice(j * step, j * step + len(column))
-                same = own[r, None] == everyone[c]
-                counted = same | (local.group[r, None] != everywhere.group[c])
-                counted &= local.present[r, a, None] & everywhere.present[c, b]
-                given = (row, column, scale.to(exact), bias.to(exact), same, counted)
-                tiled = step < total_clips  # then nothing of a tile is kept for the way back
-                answers, value, index = checkpoint(_tile, *given, use_reentrant=False) if tiled else _tile(*given)
-                sums.append(answers)
-                best[r] = torch.where(value > largest[r], index + c.start, best[r])
-                largest[r] = torch.maximum(largest[r], value.double())
+        for r, c in tiles(size, total_clips, step):
+            same = own[r, None] == everyone[c]
+            counted = same | (local.group[r, None] != everywhere.group[c])
+            counted &= local.present[r, a, None] & everywhere.present[c, b]
+            row, column = rows[r.start // step], columns[c.start // step]
+            given = (row, column, scale.to(exact), bias.to(exact), same, counted)
+            tiled = step < total_clips  # then nothing of a tile is kept for the way back
+            answers, value, index = checkpoint(_tile, *given, use_reentrant=False) if tiled else _tile(*given)
+            sums.append(answers)
+            best[r] = torch.where(value > largest[r], index + c.start, best[r])
+            largest[r] = torch.maximum(largest[r], value.double())
     both = local.present[:, a] & everywhere.present[own, b]
     return torch.stack(sums).sum(), ((best == own) & both).sum()
 

@@ -57,11 +57,18 @@ def tiled_logsumexp(
     return _TiledLogSumExp.apply(rows, columns, scale, facts)
 
 
+def tiles(rows: int, columns: int, step: int) -> Iterator[tuple[slice, slice]]:
+    """Yields the rows and columns of each tile, of `step` by `step` or what is left of that."""
+    for i in range(0, rows, step):
+        for j in range(0, columns, step):
+            yield slice(i, min(i + step, rows)), slice(j, min(j + step, columns))
+
+
 class _TiledLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, columns: Tensor, scale: Tensor, facts: Facts):
         row, column = _Running(len(rows), rows), _Running(len(columns), rows)
-        for r, c, similarity in _tiles(rows, columns, scale, facts):
+        for r, c, similarity in _similarities(rows, columns, scale, facts):
             row.add(r, similarity, 1, c.start)
             column.add(c, similarity, 0, facts.offset + r.start)
         column.over_ranks()
@@ -81,7 +88,7 @@ class _TiledLogSumExp(torch.autograd.Function):
         row_slope = row_slope.masked_fill(~both, 0)
         column_slope = _concatenated(column_slope.masked_fill(~both, 0))  # (N,), for all ranks' columns cross our rows
         row_gradient, column_gradient = torch.zeros_like(rows), torch.zeros_like(columns)
-        for r, c, similarity in _tiles(rows, columns, scale, facts):
+        for r, c, similarity in _similarities(rows, columns, scale, facts):
             slope = (similarity - row_sum[r, None]).exp_().mul_(row_slope[r, None])
             slope.add_(similarity.sub_(column_sum[c]).exp_().mul_(column_slope[c]))
             row_gradient[r].addmm_(slope, columns[c])
@@ -124,20 +131,15 @@ class _Running:
         return torch.where(self.total > 0, self.largest + self.total.log(), torch.inf)
 
 
-def _tiles(rows: Tensor, columns: Tensor, scale: Tensor, facts: Facts) -> Iterator[tuple[slice, slice, Tensor]]:
+def _similarities(rows: Tensor, columns: Tensor, scale: Tensor, facts: Facts) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yields ``(rows, columns, S)`` of each tile, minus infinity where a similarity does not count."""
-    step = facts.tile
-    for i in range(0, len(rows), step):
-        r = slice(i, min(i + step, len(rows)))
-        scaled = rows[r] * scale
-        for j in range(0, len(columns), step):
-            c = slice(j, min(j + step, len(columns)))
-            similarity = scaled @ columns[c].T
-            ignored = facts.row_group[r, None] == facts.column_group[c]
-            ignored.diagonal(offset=facts.offset + r.start - c.start).fill_(False)  # the own clip counts
-            ignored |= ~facts.row_present[r, None]
-            ignored |= ~facts.column_present[c]
-            yield r, c, similarity.masked_fill_(ignored, -torch.inf)
+    for r, c in tiles(len(rows), len(columns), facts.tile):
+        similarity = (rows[r] * scale) @ columns[c].T
+        ignored = facts.row_group[r, None] == facts.column_group[c]
+        ignored.diagonal(offset=facts.offset + r.start - c.start).fill_(False)  # the own clip counts
+        ignored |= ~facts.row_present[r, None]
+        ignored |= ~facts.column_present[c]
+        yield r, c, similarity.masked_fill_(ignored, -torch.inf)
 
 
 def _concatenated(local: Tensor) -> Tensor:
