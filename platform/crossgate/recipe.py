@@ -120,10 +120,11 @@ def stretches(recipe: Recipe, until: int = 0) -> list[Stretch]:
         UserError: for a schedule with a value that its key cannot have.
     """
     changes = [change for change in recipe.training.schedule if not until or change.after < until]
-    found, settings, tree = [], recipe, recipe.model_dump(mode="json")
-    if changes:
-        _set(tree, "training.schedule", [])
-        settings = parse_recipe(tree)
+    if not changes:
+        return [Stretch(recipe, recipe, until)]
+    found, tree = [], recipe.model_dump(mode="json")
+    _set(tree, "training.schedule", [])
+    settings = parse_recipe(tree)
     for change in changes:
         found.append(Stretch(settings, recipe, change.after))
         for key, value in change.settings.items():

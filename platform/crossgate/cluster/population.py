@@ -22,7 +22,7 @@ from crossgate.cluster.trials import NotYet, Planned, TrialRecord, identity, rea
 from crossgate.config import Range, Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import with_overrides
-from crossgate.training.checkpoint import newest_whole, store_recipe
+from crossgate.training.checkpoint import newest_whole, store_recipe, write_atomically
 
 _MAKES_IT = {"space", "samples", "metric", "interval", "exploit", "resample"}
 _DONE = ("paused", "finished")
@@ -141,11 +141,9 @@ class Population:
             self._adopt(name)
 
     def _write(self) -> None:
-        partial = self._journal.with_name(f".{self._journal.name}.partial")
         with writing("the population's journal", self._journal):
             self._folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text("".join(json.dumps(vars(one)) + "\n" for one in self._rounds))
-            partial.replace(self._journal)
+            write_atomically(self._journal, "".join(json.dumps(vars(one)) + "\n" for one in self._rounds))
 
     # ---- taking over -------------------------------------------------------------------------------------------
 

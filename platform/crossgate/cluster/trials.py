@@ -214,7 +214,7 @@ def leaderboard(recipe: Recipe, records: Sequence[TrialRecord]) -> SearchResult:
     def place(record: TrialRecord) -> tuple[int, int, int, float, int]:
         pruned_at = -record.step if record.status == "pruned" else 0
         value = record.value or 0.0
-        return _ORDER.get(record.status, 3), -len(record.by_seed), pruned_at, -value, len(record.changes)
+        return _ORDER.get(record.status, len(_ORDER)), -len(record.by_seed), pruned_at, -value, len(record.changes)
 
     return SearchResult(recipe.search.metric, sorted(rows, key=place))
 

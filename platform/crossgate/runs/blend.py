@@ -19,8 +19,13 @@ def estimate_blend(run_dir: Path) -> dict[str, float]:
     Raises:
         UserError: for a run that did not validate twice with losses logged before, or where no head got better.
     """
-    lines = read_metrics(run_dir)
-    points = [at for at, line in enumerate(lines) if _measured(line) and _trained(lines[:at])]
+    trained: dict[str, Any] = {}
+    points: list[tuple[dict[str, Any], dict[str, Any]]] = []  # last line of training before it, line of a validation
+    for line in read_metrics(run_dir):
+        if _measured(line) and trained:
+            points.append((trained, line))
+        if line.get("train/loss/fused") is not None:
+            trained = line
     if len(points) < 2:
         raise UserError(
             f"{len(points)} validations of modalities' heads with training losses logged before them",
@@ -29,12 +34,13 @@ def estimate_blend(run_dir: Path) -> dict[str, float]:
             cure="train with a smaller training.eval_every, and training.log_every no larger",
         )
     first, last = points[0], points[-1]
-    modalities = _measured(lines[last])
-    train = [[_trained(lines[:at])[f"train/loss/{head}"] for head in ("fused", *modalities)] for at in (first, last)]
-    val = [[lines[at][key] for key in ("val/nll", *(f"val/nll_{name}" for name in modalities))] for at in (first, last)]
+    modalities = _measured(last[1])
+    keys = ["val/nll", *(f"val/nll_{name}" for name in modalities)]
+    train = [[line[f"train/loss/{head}"] for head in ("fused", *modalities)] for line, _ in (first, last)]
+    val = [[line[key] for key in keys] for _, line in (first, last)]
     weights = blend_weights(train[0], val[0], train[1], val[1])
     if not any(weights):
-        steps = f"steps {lines[first]['step']} and {lines[last]['step']}"
+        steps = f"steps {first[1]['step']} and {last[1]['step']}"
         raise UserError(
             f"no head got better on validation between {steps}", where=str(run_dir), cure="train for longer"
         )
@@ -64,8 +70,3 @@ def blend_weights(
 def _measured(line: dict[str, Any]) -> list[str]:
     """Returns the modalities whose heads a validation measured."""
     return [name for name in MODALITIES if line.get(f"val/nll_{name}") is not None]
-
-
-def _trained(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the last line with training losses, or nothing."""
-    return next((line for line in reversed(lines) if line.get("train/loss/fused") is not None), {})

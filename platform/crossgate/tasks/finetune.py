@@ -57,7 +57,7 @@ class FinetuneTask(Task):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Report]:
-        step = self.forwards // self.accumulation
+        step = self.step  # of this forward pass, which `draws` counts
         output = self.model(batch.streams, batch.present, self.draws(batch))
         labels = batch.labels[self.task]
         anything = batch.present.any(1, keepdim=True)
@@ -70,9 +70,8 @@ class FinetuneTask(Task):
         )  # (1 + M,)
         loss = torch.stack([weight * one for weight, one in zip(self.blend, losses)]).sum()
         loss, gate = self.regularised(loss, output.weights, output.routing, output.visible)
-        return loss, self._report(loss, losses.detach(), output, labels) | gate | self._slowed(
-            output, labels, batch.clip, step
-        )
+        slowed = self._slowed(output, labels, batch.clip, step)
+        return loss, self._report(loss, losses.detach(), output, labels) | gate | slowed
 
     def _slowed(self, output: ClassifierOutput, labels: Tensor, clip: Tensor, step: Tensor) -> Report:
         """Scales the gradient that each encoder will get, and adds noise to it, where the recipe asks for it."""

@@ -56,7 +56,7 @@ class PretrainTask(Task):
 
     def encode(self, batch: ClipBatch) -> Encoded:
         """Returns what the objective needs of the clips: a row a clip, which no other clip has a part in."""
-        step = self.forwards // self.accumulation
+        step = self.step  # of this forward pass, which `draws` counts
         output = self.model(batch.streams, batch.present, self.draws(batch))
         rows = {
             "embeddings": torch.cat([output.embeddings, output.targets], dim=1),  # (B, 2M, E)

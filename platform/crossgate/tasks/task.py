@@ -95,9 +95,14 @@ class Task(nn.Module):
             if isinstance(module, Encoder):
                 module.backbone.compile()
 
+    @property
+    def step(self) -> Tensor:
+        """0-d, the optimiser steps done before the one that the next forward pass belongs to."""
+        return self.forwards // self.accumulation
+
     def draws(self, batch: ClipBatch) -> Tensor:
         """Returns ``(B, M)`` numbers for modality dropout that depend on clip and step only, and counts the call."""
-        step = self.forwards // self.accumulation
+        step = self.step
         if self.training:
             self.forwards += 1
         return clip_draws(self.seed, step, batch.clip, len(self.modalities))

@@ -105,7 +105,7 @@ def store_recipe(run_dir: Path, recipe: Recipe) -> None:
         UserError: when it cannot be written.
     """
     with writing("the run's folder", run_dir):
-        _write_atomically(run_dir / "recipe.yaml", dump_recipe(recipe))
+        write_atomically(run_dir / "recipe.yaml", dump_recipe(recipe))
 
 
 def claim_run_dir(run_dir: Path, recipe: Recipe, world: World) -> None:
@@ -135,7 +135,7 @@ def _with_own_settings(recipe: Recipe, run_dir: Path) -> Recipe:
     if not recipe.engine.deepspeed:
         return recipe
     copy = run_dir / "deepspeed.json"
-    _write_atomically(copy, Path(recipe.engine.deepspeed).read_text())
+    write_atomically(copy, Path(recipe.engine.deepspeed).read_text())
     engine = recipe.engine.model_copy(update={"deepspeed": str(copy)})
     return recipe.model_copy(update={"engine": engine})
 
@@ -267,7 +267,7 @@ def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World
     if world.leads:
         described = asdict(manifest) | {"files": files, "code": _code_version()}
         with writing("a checkpoint", partial):
-            _write_atomically(partial / MANIFEST, json.dumps(described, indent=1))
+            write_atomically(partial / MANIFEST, json.dumps(described, indent=1))
             _replace_folder(partial, final)
     world.barrier()
     return final
@@ -352,7 +352,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file beside and renames it: it is there whole, also after a crash, or as it was."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
         file.write(text)
