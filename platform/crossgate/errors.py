@@ -38,11 +38,17 @@ class UserError(Exception):
         super().__init__("; ".join(part.replace("\n", " ") for part in parts))
 
     def __reduce__(self):  # crosses process borders with its keyword arguments
-        return _rebuild, (self.what, self.where and str(self.where), self.expected, self.cure)
+        return _rebuild, (type(self), self.what, self.where and str(self.where), self.expected, self.cure)
 
 
-def _rebuild(what: str, where: str | None, expected: str | None, cure: str | None) -> UserError:
-    return UserError(what, where=where, expected=expected, cure=cure)
+class Unreachable(UserError):
+    """A store or server does not answer now, and may later: the one user error that starting again can mend."""
+
+
+def _rebuild(kind: type[UserError], what: str, where: str | None, expected: str | None, cure: str | None) -> UserError:
+    error = kind.__new__(kind)
+    UserError.__init__(error, what, where=where, expected=expected, cure=cure)
+    return error
 
 
 @contextmanager

@@ -19,11 +19,12 @@ RAY = {"workers": 2, "launcher": "ray", "max_failures": 2}
 
 
 @pytest.mark.ray
-def test_a_killed_worker_is_replaced_and_the_curve_is_the_undisturbed_one(tmp_path, ray_cluster):
-    recipe = tiny_recipe(tmp_path, "run", cluster=RAY, engine={"zero_stage": 2}, finetune={"task": "die@10"})
+def test_an_outage_and_a_killed_worker_are_restarts_and_the_curve_is_the_undisturbed_one(tmp_path, ray_cluster):
+    faults = {"task": "outage@6+die@10"}
+    recipe = tiny_recipe(tmp_path, "run", cluster=RAY, engine={"zero_stage": 2}, finetune=faults)
     recipe.tracking.uri = "http://ann:s3cret@host"
     result = launch(recipe, ENTRY)
-    assert (tmp_path / "run" / "fuse").exists()  # rank 1 did die
+    assert (tmp_path / "run" / "outage-fuse").exists() and (tmp_path / "run" / "die-fuse").exists()
     assert (result["ranks"], result["step"], result["resumed_from"]) == (2, 12, 8)
     assert not (tmp_path / "run" / ".launch").exists()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

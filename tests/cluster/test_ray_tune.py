@@ -14,7 +14,7 @@ from crossgate.cluster.explore import plan
 from crossgate.cluster.ray_tune import search
 from crossgate.cluster.trials import SearchResult, TrialRecord, leaderboard, reports_of
 from crossgate.config import Recipe
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import dump_recipe
 from crossgate.runs import ownership
 from crossgate.training.checkpoint import refuse_other_run
@@ -197,6 +197,23 @@ def test_a_search_in_which_every_trial_failed_fails_after_its_table(tmp_path, mo
     assert ended.value.code == 2
     assert "optim.lr=0.1  (no such backbone)" in said.out
     assert said.err == "crossgate: search: no trial finished; no such backbone\n"
+
+
+def test_a_trial_outlives_a_store_that_is_down_for_a_while(tmp_path):
+    recipe, starts = search_recipe(tmp_path), []
+
+    def run(recipe: Recipe) -> dict[str, int]:
+        starts.append(1)
+        if len(starts) <= 3:
+            raise Unreachable("storage failed")
+        return {"step": 3}
+
+    assert ray_tune._through_outages(run, recipe) == {"step": 3}
+    starts.clear()
+    recipe.cluster.max_failures = 2
+    with pytest.raises(Unreachable):
+        ray_tune._through_outages(run, recipe)
+    assert len(starts) == 3
 
 
 def test_without_a_finished_trial_there_is_no_best():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
 import time
 from collections.abc import Iterator
@@ -177,6 +178,22 @@ def test_tars_of_others_are_indexed_and_checked_through_every_fault(proxy, monke
         foreign._index_tar(store, store, "0.tar")
     broken = _check_shard(index, 0, True, None).problems
     assert [(problem.shard, problem.what[:14]) for problem in broken] == [("0.tar", "storage failed")]
+
+
+@pytest.mark.slow
+def test_a_large_file_is_sent_in_parts_and_what_breaks_off_is_sent_again(proxy, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "PART", 5 << 20)  # the least that S3 takes
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/nowhere")  # no second copy of it on the local disk
+    content = random.Random(3).randbytes(52 << 20)
+    (tmp_path / "large").write_bytes(content)
+    store = open_store("s3://clips/sent")
+    store.put("first", tmp_path / "large")
+    proxy.every, proxy.requests = 3, 0
+    store.put("large", tmp_path / "large")
+    proxy.every = 0
+    assert len(proxy.injected) > 2 and store.retries > 2
+    assert store.read("large") == content == store.read("first")
+    assert s3_server.client(proxy.url).list_multipart_uploads(Bucket="clips").get("Uploads", []) == []
 
 
 def test_a_missing_bucket_is_one_line_at_once(proxy) -> None:

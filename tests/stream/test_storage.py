@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError
 from crossgate.stream import storage
+from crossgate.stream.failures import explain
 from crossgate.stream.storage import Store, open_store
 
 
@@ -62,7 +63,7 @@ def test_a_store_crosses_process_borders(store: Store) -> None:
 def test_failures_are_one_line(store: Store) -> None:
     with pytest.raises(UserError, match="no such file"):
         store.read("nothing")
-    full = storage._explain(OSError(errno.ENOSPC, "full"), "x")
+    full = explain(OSError(errno.ENOSPC, "full"), "x")
     assert "no space left on the disk" in str(full)
 
 
@@ -82,6 +83,73 @@ def test_passing_failures_are_tried_again_and_lasting_ones_not(store: Store, mon
     with pytest.raises(UserError, match="access denied"):
         store._retried("x", lambda: fail(PermissionError(), 9))
     assert len(calls) == 1
+
+
+def test_an_answer_that_does_not_come_is_another_error_than_one_that_says_no() -> None:
+    down = pickle.loads(pickle.dumps(explain(ConnectionResetError("reset"), "s3://b/x")))
+    assert isinstance(down, Unreachable) and "s3://b/x: storage failed (ConnectionResetError: reset)" in str(down)
+    for said_no in (PermissionError(), FileNotFoundError(), OSError(errno.ENOSPC, "full")):
+        assert type(explain(said_no, "s3://b/x")) is UserError
+
+
+class _Clock:
+    """The time that `storage` sees."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(storage.time, "monotonic", lambda: self.now)
+
+
+def test_the_deadline_counts_from_the_first_failure_and_anew_with_every_progress(monkeypatch) -> None:
+    clock, come = _Clock(monkeypatch), [0]
+    standstill = storage._Standstill(lambda: come[0])
+    clock.now = 500.0  # a long upload that broke is worth a second try
+    assert not standstill(None)
+    clock.now += storage.DEADLINE - 1
+    assert not standstill(None)
+    come[0] += 1
+    clock.now += 10
+    assert not standstill(None)
+    clock.now += storage.DEADLINE
+    assert standstill(None)
+
+
+class _Ranges:
+    """A file system of which some shards are gone for now, or for ever."""
+
+    def __init__(self, **failures: Exception) -> None:
+        self.failures = failures
+
+    def cat_ranges(
+        self, names: list[str], starts: list[int], ends: list[int], on_error: str
+    ) -> list[bytes | Exception]:
+        shards = [name.rsplit("/", 1)[-1].removesuffix(".tar") for name in names]
+        return [self.failures.get(shard, bytes(end - start)) for shard, start, end in zip(shards, starts, ends)]
+
+
+def test_the_shard_that_failed_is_named_and_not_the_first_one(store: Store, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "DEADLINE", 0.0)
+    ranges = [("a.tar", 0, 9), ("b.tar", 0, 9), ("c.tar", 0, 9)]
+    store._fs = _Ranges(b=ConnectionResetError("reset"))
+    with pytest.raises(Unreachable, match="b.tar: storage failed"):
+        store.read_ranges(ranges)
+    store._fs = _Ranges(b=ConnectionResetError("reset"), c=FileNotFoundError())
+    with pytest.raises(UserError, match="c.tar: no such file"):
+        store.read_ranges(ranges)
+
+
+def test_only_what_comes_without_counts_against_signed_urls(store: Store, monkeypatch) -> None:
+    reader = storage.SignedReader(store)
+    lost: list[bytes | Exception] = [ConnectionResetError("reset")]
+    monkeypatch.setattr(reader, "_by_url", lambda paths, starts, ends: list(lost))
+    store._fs = _Ranges(a=ConnectionResetError("reset"))
+    for _ in range(2 * storage._SIGNED_TRIES):
+        reader.read(["a.tar"], [0], [9])
+    assert reader._failed == 0, "the store was down"
+    store._fs = _Ranges()
+    for _ in range(storage._SIGNED_TRIES):
+        assert reader.read(["a.tar"], [0], [9]) == [bytes(9)]
+    assert reader._failed == storage._SIGNED_TRIES
 
 
 # ---- http --------------------------------------------------------------------------------------------------------

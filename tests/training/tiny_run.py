@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from crossgate.config import OptimConfig, Recipe
+from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import Stretch, parse_recipe, stretches
 from crossgate.training.loop import FitResult, Selection, fit
 from crossgate.training.metrics import read_metrics
@@ -194,22 +195,26 @@ def losses(output: Path, name: str) -> list[float]:
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """Entry of the cluster tests. `finetune.task` tells what to do besides training."""
-    todo, _, at = recipe.finetune.task.partition("@")
+    """Entry of the cluster tests. `finetune.task` tells what the last rank does besides training: `outage@6+die@10`."""
+    faults = {
+        int(at): fault for fault, _, at in (part.partition("@") for part in recipe.finetune.task.split("+")) if at
+    }
     world = current_world()
     run_dir = Path(recipe.run.output) / recipe.run.name
 
     def on_step(step: int) -> None:
-        fuse = run_dir / "fuse"
-        if todo in ("die", "hang") and world.rank == world.ranks - 1 and step == int(at) and not fuse.exists():
-            fuse.touch()
-            if todo == "hang":
-                time.sleep(600)
-            os.kill(os.getpid(), signal.SIGKILL)
+        fault = faults.get(step)
+        fuse = run_dir / f"{fault}-fuse"
+        if fault is None or world.rank != world.ranks - 1 or fuse.exists():
+            return
+        fuse.touch()
+        if fault == "outage":
+            raise Unreachable("storage failed", where="s3://clips", cure="check that it is reachable")
+        if fault == "hang":
+            time.sleep(600)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    if todo == "complain":
-        from crossgate.errors import UserError
-
+    if recipe.finetune.task == "complain":
         raise UserError("no such index", where="shards/", cure="run `crossgate pack`")
     result = run_fit(recipe, on_step=on_step)
     results = {"step": result.step, "resumed_from": result.resumed_from, "ranks": world.ranks, **result.metrics}

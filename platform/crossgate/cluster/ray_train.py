@@ -17,7 +17,7 @@ from crossgate.cluster.meters import shown_to_prometheus
 from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.session import ray_session, use_reserved, workers_need
 from crossgate.config import Recipe
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import parse_recipe
 
 
@@ -137,6 +137,8 @@ def _work(config: dict[str, Any]) -> None:
     try:
         with meters:
             result = resolve(config["entry"])(recipe, **config["arguments"])
+    except Unreachable:
+        raise  # Ray starts the ranks anew, `max_failures` times
     except UserError as error:
         mail.complain(rank, error)
         if not mail.all_complain(ranks):

@@ -8,6 +8,7 @@ can leave a trial running for ever (Ray 2.60).
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
@@ -35,13 +36,15 @@ from crossgate.cluster.trials import (
     write_record,
 )
 from crossgate.config import Recipe
-from crossgate.errors import UserError, writing
+from crossgate.errors import Unreachable, UserError, writing
 from crossgate.recipe import parse_recipe
 from crossgate.runs.context import note_clips, open_index, run_directory
 from crossgate.runs.ownership import only_start
 from crossgate.tracking import conclude, open_tracker, pinned
 from crossgate.training.checkpoint import refuse_other_run, store_recipe
 from crossgate.training.metrics import read_metrics
+
+log = logging.getLogger("crossgate.search")
 
 Heard = Callable[[int, Mapping[str, float]], None]
 Trial = Callable[..., dict[str, Any]]
@@ -317,12 +320,22 @@ def _recorded(job: dict[str, Any], run: Callable[[Recipe], dict[str, Any]]) -> N
     started = time.monotonic()
     outcome: dict[str, Any] = {"status": "paused" if _pause(job) else "finished"}
     try:
-        step = int(run(recipe)["step"])
+        step = int(_through_outages(run, recipe)["step"])
         outcome |= {"step": step, "value": _value(Path(record.directory), recipe.search.metric, step)}
     except Exception as error:  # one bad setting must not end the search
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         outcome = {"status": "failed", "reason": reason.splitlines()[0]}
     write_record(record, **outcome, seconds=round(record.seconds + time.monotonic() - started, 1))
+
+
+def _through_outages(run: Callable[[Recipe], dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """Starts a trial again, which goes on from its checkpoint, where a store did not answer."""
+    for _ in range(recipe.cluster.max_failures):
+        try:
+            return run(recipe)
+        except Unreachable as error:
+            log.warning("%s is started again: %s", recipe.run.name, error)
+    return run(recipe)
 
 
 def _value(run_dir: Path, metric: str, step: int) -> float:

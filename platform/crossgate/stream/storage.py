@@ -5,8 +5,7 @@ Credentials, profiles and endpoints are those that s3fs finds by itself; none pa
 
 from __future__ import annotations
 
-import asyncio
-import errno
+import hashlib
 import io
 import logging
 import os
@@ -14,39 +13,41 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from crossgate.config.base import NO_CREDENTIALS, has_credentials
 from crossgate.errors import NO_MORE, UserError
+from crossgate.stream.failures import explain, from_store, transient
 
 log = logging.getLogger("crossgate.stream")
 
 DEADLINE = 60.0
-"""Seconds after which a request that keeps failing is given up."""
+"""Seconds after which a request that keeps failing is given up, from its first failure on or since it last got on."""
 
 PATIENCE = 10.0
 """Seconds without a byte after which a request counts as failed."""
 PIECE = 4 << 20
 """Bytes asked for in one request at most: a body that breaks off is fetched again from its last whole piece on."""
+PART = 16 << 20
+"""Bytes sent in one request at most, up to 160 GB a file: a part that breaks off is sent again, and no other."""
 
 _SCHEMES = ("file", "s3", "http", "https")
 _CONNECTIONS = 32
 _SIGNED_FOR = 3600  # seconds
 _SIGNED_KEPT = 10_000
-_SIGNED_TRIES = 8  # failures of everything in a row after which a store is taken to refuse signed URLs
+_SIGNED_TRIES = 8  # in a row where all that failed so came without, after which a store is taken to refuse them
 _NOT_SIGNED = OSError("not asked for by a signed URL")
+_MOST_PARTS = 10_000  # S3's own bound
+_PARTS_AT_ONCE = 4
 _PARTIAL = ".partial-"
-_FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)
-_REMOTE_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3")
-_PASSING_STATUS = (408, 409, 425, 429)  # of the 4xx, those that another try may mend
-_PASSING_CODES = ("IncompleteBody", "BadDigest", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch")
 
 T = TypeVar("T")
 
@@ -124,27 +125,31 @@ class Store:
             (i, at, min(at + PIECE, end)) for i, (_, start, end) in enumerate(ranges) for at in range(start, end, PIECE)
         ]
         found: list[bytes | None] = [None] * len(pieces)
+        blamed = ""
 
         def fetch() -> None:
+            nonlocal blamed
             todo = [number for number, data in enumerate(found) if data is None]
             owners, starts, ends = zip(*(pieces[number] for number in todo))
             names = [self.path(ranges[i][0]) for i in owners]
-            failures: list[Exception] = []
+            failures: dict[str, Exception] = {}
             read = self._signed.read if self._signed else partial(self.fs.cat_ranges, on_error="return")
             got = read(names, list(starts), list(ends))
             for number, data in zip(todo, got):
                 i, start, end = pieces[number]
                 if isinstance(data, Exception):
-                    failures.append(data)
+                    failures[ranges[i][0]] = data
                 elif len(data) != end - start:
-                    failures.append(OSError(f"{ranges[i][0]}: {len(data)} of {end - start} bytes came"))
+                    failures[ranges[i][0]] = OSError(f"{len(data)} of {end - start} bytes came")
                 else:
                     found[number] = bytes(data)
             if failures:
-                raise min(failures, key=_transient)  # one that no other try mends comes first
+                blamed = min(failures, key=lambda name: transient(failures[name]))  # no other try mends the first
+                raise failures[blamed]
 
         if pieces:
-            self._retried(ranges[0][0], fetch)
+            with self._explained(lambda: blamed):
+                self._attempt(fetch, lambda: sum(data is not None for data in found))
         whole: list[list[bytes]] = [[] for _ in ranges]
         for (i, _, _), data in zip(pieces, found):
             whole[i].append(data or b"")
@@ -180,7 +185,7 @@ class Store:
         except FileNotFoundError:
             return False
         except Exception as error:
-            raise _explain(error, self.path(name)) from error
+            raise explain(error, self.path(name)) from error
         return True
 
     def list(self, suffix: str = "") -> list[str]:
@@ -198,8 +203,7 @@ class Store:
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """Gives a local file to write; leaving the block makes it appear under its name, whole, or not at all."""
-        if self.url.startswith("http"):
-            raise UserError("http stores are read only", where=self.path(name), cure="write to a path or s3:// URL")
+        self._refuse_http(name)
         folder = self.url if self.local else tempfile.gettempdir()
         beside = os.path.join(folder, f".{name}{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
         with self._explained(name):
@@ -213,11 +217,11 @@ class Store:
             if self.local:
                 with self._explained(name):
                     os.replace(beside, self.path(name))
-            else:  # a remote object appears only when its upload is complete
-                self._retried(name, lambda: self.fs.put_file(beside, self.path(name)))
+            else:
+                self._upload(name, Path(beside))
         except OSError as error:  # others come from the block and are not about this file
             if error.errno in NO_MORE:
-                raise _explain(error, self.path(name)) from error
+                raise explain(error, self.path(name)) from error
             raise
         finally:
             if os.path.exists(beside):
@@ -225,12 +229,55 @@ class Store:
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Writes a file atomically, from bytes or from a local file."""
-        with self.writing(name) as file:
-            if isinstance(content, Path):
-                with open(content, "rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
-            else:
+        self._refuse_http(name)
+        if isinstance(content, bytes):
+            with self.writing(name) as file:
                 file.write(content)
+        elif self.local:
+            with self.writing(name) as file, open(content, "rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+        else:
+            self._upload(name, content)
+
+    def _refuse_http(self, name: str) -> None:
+        if self.url.startswith("http"):
+            raise UserError("http stores are read only", where=self.path(name), cure="write to a path or s3:// URL")
+
+    def _upload(self, name: str, source: Path) -> None:
+        """Sends a local file; the remote object appears only when all of it is there."""
+        size = source.stat().st_size
+        with self._explained(name):
+            if size <= PART:
+                self._attempt(lambda: self.fs.put_file(str(source), self.path(name)))
+            else:
+                self._upload_parts(name, source, size, max(PART, -(-size // _MOST_PARTS)))
+
+    def _upload_parts(self, name: str, source: Path, size: int, part: int) -> None:
+        """Sends a file in parts, some at once, each with tries and a deadline of its own."""
+        bucket, key, _ = self.fs.split_path(self.path(name))
+        place = {"Bucket": bucket, "Key": key}
+        place["UploadId"] = self._attempt(lambda: self.fs.call_s3("create_multipart_upload", **place))["UploadId"]
+
+        def send(number: int) -> dict[str, Any]:
+            with source.open("rb") as file:
+                file.seek((number - 1) * part)
+                body = file.read(part)
+            sent = self._attempt(lambda: self.fs.call_s3("upload_part", **place, PartNumber=number, Body=body))
+            return {"PartNumber": number, "ETag": sent["ETag"]}
+
+        try:
+            with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+                parts = list(pool.map(send, range(1, -(-size // part) + 1)))
+            whole = {"Parts": parts}
+            try:
+                self._attempt(lambda: self.fs.call_s3("complete_multipart_upload", **place, MultipartUpload=whole))
+            except OSError:  # a first answer may be lost, and a second one then knows no such upload
+                if self._attempt(lambda: self.fs.info(self.path(name)))["ETag"].strip('"') != _tag_of_parts(parts):
+                    raise
+        except BaseException:
+            with suppress(Exception):  # what cannot be thrown away now, the bucket's own rules do later
+                self.fs.call_s3("abort_multipart_upload", **place)
+            raise
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
@@ -239,7 +286,7 @@ class Store:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _explain(error, self.path(name)) from error
+            raise explain(error, self.path(name)) from error
 
     def discard_partials(self) -> None:
         """Removes what killed writers left beside; call it only while nobody writes here."""
@@ -259,10 +306,10 @@ class Store:
 
     # ---- failures ----------------------------------------------------------------------------------------------
 
-    def _attempt(self, call: Callable[[], T]) -> T:
+    def _attempt(self, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
         for attempt in Retrying(
-            retry=retry_if_exception(_transient),
-            stop=stop_after_delay(DEADLINE),
+            retry=retry_if_exception(transient),
+            stop=_Standstill(progress),
             wait=wait_random_exponential(multiplier=0.2, max=5),
             before_sleep=self._count,
             reraise=True,
@@ -279,13 +326,30 @@ class Store:
             return self._attempt(call)
 
     @contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
+    def _explained(self, name: str | Callable[[], str]) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if isinstance(error, OSError) or _remote(error):
-                raise _explain(error, self.path(name) if name else self.url) from error
+            if isinstance(error, OSError) or from_store(error):
+                file = name if isinstance(name, str) else name()
+                raise explain(error, self.path(file) if file else self.url) from error
             raise
+
+
+class _Standstill:
+    """Stops the tries of a request that has failed, and got no further, for `DEADLINE` seconds.
+
+    The time of a first try counts for nothing: a large body may take longer than that and is still worth a second one.
+    """
+
+    def __init__(self, progress: Callable[[], int]) -> None:
+        self._progress, self._seen, self._since = progress, -1, 0.0
+
+    def __call__(self, attempt: RetryCallState) -> bool:
+        now, seen = time.monotonic(), self._progress()
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        return now - self._since >= DEADLINE
 
 
 class SignedReader:
@@ -306,9 +370,22 @@ class SignedReader:
         lacking = [i for i, data in enumerate(got) if isinstance(data, Exception) or len(data) != ends[i] - starts[i]]
         if lacking:
             chosen = ([values[i] for i in lacking] for values in (paths, starts, ends))
-            for i, data in zip(lacking, self._store.fs.cat_ranges(*chosen, on_error="return")):
+            again = self._store.fs.cat_ranges(*chosen, on_error="return")
+            self._judge(got, again)
+            for i, data in zip(lacking, again):
                 got[i] = data
+        else:
+            self._failed = 0
         return got
+
+    def _judge(self, got: list[bytes | Exception], again: list[bytes | Exception]) -> None:
+        """Counts how often nothing came by URL and all of it without: while a store is down, neither does."""
+        if any(isinstance(data, Exception) for data in again) or self._failed >= _SIGNED_TRIES:
+            return
+        self._failed = self._failed + 1 if all(isinstance(data, Exception) for data in got) else 0
+        if self._failed == _SIGNED_TRIES:
+            found = f"signed URLs are refused ({type(got[0]).__name__}): requests that are signed one by one take their"
+            log.warning("%s: %s place, at six times the processor time", self._store.url, found)
 
     def _by_url(self, paths: list[str], starts: list[int], ends: list[int]) -> list[bytes | Exception]:
         if self._failed >= _SIGNED_TRIES:
@@ -326,10 +403,6 @@ class SignedReader:
         if failed:
             self._store.retries += failed
             self._urls.clear()  # signed with credentials that expired, perhaps
-        self._failed = self._failed + 1 if failed == len(got) else 0
-        if self._failed == _SIGNED_TRIES:
-            found = f"signed URLs are refused ({type(got[0]).__name__}): requests that are signed one by one take their"
-            log.warning("%s: %s place, at six times the processor time", self._store.url, found)
         return got
 
     def _url(self, path: str) -> str:
@@ -368,6 +441,12 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
 
+def _tag_of_parts(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the tag that S3 gives to a file that came in parts: the MD5 of theirs, and how many."""
+    tags = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in parts)
+    return f"{hashlib.md5(tags, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
 def open_store(url: str | os.PathLike[str]) -> Store:
     """Returns the folder that a URL names; nothing is contacted yet."""
     return Store(url)
@@ -381,53 +460,9 @@ def _options(scheme: str) -> dict[str, Any]:
             "read_timeout": PATIENCE,
             "max_pool_connections": _CONNECTIONS,
         }
-        return {"config_kwargs": {"retries": {"max_attempts": 1}, **limits}}
+        return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **limits}}
     if scheme in ("http", "https"):
         from aiohttp import ClientTimeout
 
         return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)}}
     return {}
-
-
-def _remote(error: BaseException) -> bool:
-    return type(error).__module__.startswith(_REMOTE_MODULES) or isinstance(error, asyncio.TimeoutError)
-
-
-def _status(error: BaseException | None) -> tuple[int, str]:
-    """Returns the HTTP status and the S3 code of an answer that a failure stands for; 0 and nothing without one."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status, str(response.get("Error", {}).get("Code", ""))
-    status = getattr(error, "status", 0)
-    return (status, "") if isinstance(status, int) else (0, "")
-
-
-def _transient(error: BaseException) -> bool:
-    if "Credential" in type(error).__name__ or "ProfileNotFound" in type(error).__name__:
-        return False
-    status, code = _status(error.__cause__ if isinstance(error, OSError) and error.__cause__ else error)
-    if isinstance(error, FileNotFoundError):  # fsspec says so of any http answer that is not a file
-        return status not in (0, 403, 404, 410) and _passing(status, code)
-    if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in NO_MORE):
-        return False
-    return (isinstance(error, OSError) or _remote(error)) and _passing(status, code)
-
-
-def _passing(status: int, code: str) -> bool:
-    return not 400 <= status < 500 or status in _PASSING_STATUS or code in _PASSING_CODES
-
-
-def _explain(error: BaseException, where: str) -> UserError:
-    """Turns a failure of the store into the one line that a user can act on."""
-    status, _ = _status(error.__cause__ if isinstance(error, OSError) and error.__cause__ else error)
-    denied = isinstance(error, PermissionError) or "Credential" in type(error).__name__ or status in (401, 403)
-    if denied:
-        return UserError("access denied", where=where, cure="check the credentials of your environment or profile")
-    if isinstance(error, FileNotFoundError):
-        return UserError("no such file or bucket", where=where, cure="check the URL")
-    if isinstance(error, OSError) and error.errno in NO_MORE:
-        said = "no space left on the disk" if error.errno == errno.ENOSPC else f"cannot be written ({error.strerror})"
-        return UserError(said, where=where, cure="free some space and start again")
-    what = f"storage failed ({type(error).__name__}: {error})"
-    return UserError(what, where=where, cure="check that it is reachable")
