@@ -20,6 +20,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,13 +46,14 @@ from crossgate.tracking import connect, open_tracker  # noqa: E402
 from crossgate.training import checkpoint as checkpoints  # noqa: E402
 from crossgate.training.checkpoint import newest_whole  # noqa: E402
 from crossgate.training.loop import Selection, fit  # noqa: E402
-from crossgate.training.upload import checkpoint_store, stored_checkpoints  # noqa: E402
+from crossgate.training.upload import Uploader, checkpoint_store, stored_checkpoints  # noqa: E402
 from crossgate.training.watchdog import EXIT_STUCK  # noqa: E402
 from crossgate.training.world import current_world  # noqa: E402
 
 RANKS, STEPS, GRACE_S, STUCK_S = 2, 12, 30.0, 10.0
 SAME = 2e-6  # in every loss: the last bits, since kernels round by where memory lies
 USER_ERROR = 2
+PIECE, CHANGED = "state/rank-00001.safetensors", "has changed since it was written"
 HEAD = [
     "| what goes wrong | the first start ends with | the next one goes on from step | |",
     "| --- | --- | ---: | --- |",
@@ -79,6 +81,8 @@ class Drill:
     """Done between the starts."""
     server: str = ""
     """What goes down while it runs: `mlflow`, `s3`."""
+    says: str = ""
+    """What the next start must say."""
 
 
 @dataclass
@@ -207,10 +211,41 @@ def flip_a_bit(site: Site, recipe: Recipe) -> None:
     store = checkpoint_store(site.url, recipe.run.name)
     assert newest is not None and store is not None
     store.delete(f"{newest.path.name}.manifest.json")
-    victim = newest.path / "state" / "rank-00001.safetensors"
-    content = bytearray(victim.read_bytes())
-    content[-5] ^= 4
-    victim.write_bytes(content)
+    victim = newest.path / PIECE
+    victim.write_bytes(flipped(victim.read_bytes()))
+
+
+def flipped(content: bytes) -> bytes:
+    damaged = bytearray(content)
+    damaged[-5] ^= 4
+    return bytes(damaged)
+
+
+def upload(site: Site, recipe: Recipe, *steps: int) -> storage.Store:
+    """Brings checkpoints to the store that may have been overtaken on their way there."""
+    store = checkpoint_store(site.url, recipe.run.name)
+    assert store is not None
+    names = [f"step-{step:08d}" for step in steps]
+    for name in names:
+        uploader = Uploader(store, print)
+        uploader.put(Path(recipe.run.output) / recipe.run.name / "checkpoints" / name, names)
+        uploader.finish()
+    return store
+
+
+def damage_the_best(site: Site, recipe: Recipe) -> None:
+    """Of which the store has a whole copy."""
+    upload(site, recipe, 6, 8)
+    victim = Path(recipe.run.output) / recipe.run.name / "checkpoints" / "step-00000006" / PIECE
+    victim.write_bytes(flipped(victim.read_bytes()))
+
+
+def lose_all_but_a_damaged_copy(site: Site, recipe: Recipe) -> None:
+    """The folder of checkpoints is gone, the newest uploaded one has changed, the one before is whole."""
+    store = upload(site, recipe, 6, 8)
+    name = f"step-00000008.{PIECE.replace('/', '--')}"
+    store.put(name, flipped(store.read(name)))
+    shutil.rmtree(Path(recipe.run.output) / recipe.run.name / "checkpoints")
 
 
 KILLED = (-signal.SIGKILL,)
@@ -222,7 +257,9 @@ ALONE = [
     Drill("SIGTERM", "sigterm", (143,), 7),
     Drill("a rank hangs", "hang", (EXIT_STUCK, EXIT_STUCK), 6),
     Drill("disk full while saving", "disk", (USER_ERROR,), 6),
-    Drill("bit flipped in the newest checkpoint", "crash", KILLED, 6, flip_a_bit),
+    Drill("bit flipped in the newest checkpoint", "crash", KILLED, 6, flip_a_bit, says=CHANGED),
+    Drill("bit flipped in the best checkpoint", "crash", KILLED, 8, damage_the_best, says="took the best checkpoint"),
+    Drill("all checkpoints lost and the newest copy damaged", "crash", KILLED, 6, lose_all_but_a_damaged_copy, says=CHANGED),
 ]
 SERVED = [
     Drill("S3 down while uploading", "server", (0,), server="s3"),
@@ -260,8 +297,8 @@ def _wrong_place(drill: Drill, site: Site, recipe: Recipe) -> str:
     said = " ".join((site.folder / f"{recipe.run.name}-0.log").read_text().split())
     if drill.resumes and f"step-{drill.resumes:08d}, the newest whole" not in said:
         return f"it did not go on from step {drill.resumes}"
-    if drill.name.startswith("bit") and "has changed since it was written" not in said:
-        return "the damage was not named"
+    if drill.says not in said:
+        return f"it did not say '{drill.says}'"
     if drill.fault == "hang":
         stacks = (site.folder / recipe.run.name / "hangs" / f"rank-{RANKS - 1:05d}.before.txt").read_text()
         if f"rank {RANKS - 1}: load of step 7" not in said or "in before" not in stacks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -86,6 +87,103 @@ def test_a_damaged_one_is_named_and_the_one_before_used(copied, harm, reason):
     assert not list(folder.iterdir())
     shutil.rmtree(copied / "runs")
     assert run_fit(recipe(copied), validated=False).resumed_from == 8
+
+
+def described_otherwise(folder: Path, **fields: object) -> None:
+    manifest = folder / "store" / "run" / "step-00000012.manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | fields))
+    shutil.rmtree(folder / "runs")
+
+
+def test_a_stored_one_of_unknown_contents_is_passed_over_and_one_of_another_version_refused(copied, capsys):
+    described_otherwise(copied, what_is_this=1)
+    assert run_fit(recipe(copied), validated=False).resumed_from == 8
+    assert "passed over checkpoint step-00000012 of" in " ".join(capsys.readouterr().err.split())
+    described_otherwise(copied, version=3)
+    with pytest.raises(UserError, match="it has format 3, not 2"):
+        run_fit(recipe(copied), validated=False)
+    local = copied / "runs" / "run" / "checkpoints" / "step-00000012"
+    assert local.exists(), "nothing is lost"
+
+
+def validated(folder: Path):
+    """A run whose best checkpoint is not its newest."""
+    settings = recipe(folder, eval_every=6, save_every=4, keep=1)
+
+    def crash(step: int) -> None:
+        if step == 11:
+            raise Crash
+
+    with pytest.raises(Crash):
+        run_fit(settings, on_step=crash)
+    checkpoint, _ = newest_whole(folder / "runs" / "run")
+    best = checkpoint.path.with_name(f"step-{checkpoint.manifest.best_step:08d}")
+    assert best != checkpoint.path and best.exists()
+    uploader = Uploader(store(folder), print)
+    uploader.put(best, [checkpoint.path.name])
+    uploader.finish()
+    return settings, best / "state" / "rank-00000.safetensors"
+
+
+@pytest.mark.parametrize("uploaded", [True, False])
+def test_a_damaged_best_one_is_taken_from_the_store_or_forgotten(tmp_path, capsys, uploaded):
+    settings, piece = validated(tmp_path)
+    piece.write_bytes(piece.read_bytes()[:-1])
+    if not uploaded:
+        store(tmp_path).delete(f"{piece.parents[1].name}.manifest.json")
+    run_fit(settings)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("took the best checkpoint so far" in said) is uploaded
+    assert ("forgot the best checkpoint so far" in said) is not uploaded
+
+
+def test_a_whole_folder_needs_no_store(tmp_path, monkeypatch, capsys):
+    settings, _ = validated(tmp_path)
+    monkeypatch.setattr("crossgate.training.loop.checkpoint_store", lambda url, run: Failing(str(tmp_path / "store")))
+    assert run_fit(settings).step == 12
+    assert "forgot" not in capsys.readouterr().err
+
+
+def test_what_did_not_arrive_is_brought_there_by_the_next_start(copied, capsys):
+    for path in (copied / "store" / "run").glob("step-00000012.*"):
+        path.unlink()
+    run_fit(recipe(copied), validated=False)
+    assert stored_checkpoints(store(copied)) == ["step-00000008", "step-00000012"]
+
+
+def test_a_run_that_must_end_waits_for_its_upload_as_long_as_it_may(copied):
+    gate, said = threading.Event(), []
+
+    class Slow(Store):
+        def put(self, name, content):
+            gate.wait(60)
+
+    uploader = Uploader(Slow(str(copied / "other")), said.append)
+    uploader.put(copied / "runs" / "run" / "checkpoints" / "step-00000012", [])
+    while not uploader.travelling:
+        time.sleep(0.01)
+    assert uploader.over(until=time.monotonic() + 0.1)
+    assert said == [f"step-00000012 is still on its way to {copied / 'other'}: the next start brings it there"]
+    gate.set()
+    uploader.finish()
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+
+    def note(handle: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{handle}").replace(".partial", "").replace("/.", "/"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    run_fit(tiny_recipe(tmp_path, "run"), validated=False)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000012"
+    beside = folder.with_name(f"tmp-{folder.name}")
+    expected = {str(beside / path.relative_to(folder)) for path in folder.rglob("*")} | {
+        str(beside),
+        str(folder.parent),
+    }
+    assert expected <= synced
 
 
 def test_an_upload_that_was_cut_off_is_no_checkpoint(copied):

@@ -22,7 +22,8 @@ from crossgate.cluster.trials import NotYet, Planned, TrialRecord, identity, rea
 from crossgate.config import Range, Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import with_overrides
-from crossgate.training.checkpoint import newest_whole, store_recipe, write_atomically
+from crossgate.training.checkpoint import newest_whole, store_recipe
+from crossgate.training.durable import write_atomically
 
 _MAKES_IT = {"space", "samples", "metric", "interval", "exploit", "resample"}
 _DONE = ("paused", "finished")

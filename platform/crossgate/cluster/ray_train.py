@@ -19,6 +19,7 @@ from crossgate.cluster.session import ray_session, use_reserved, workers_need
 from crossgate.config import Recipe
 from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import parse_recipe
+from crossgate.training.durable import write_atomically
 
 
 def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -224,6 +225,4 @@ class _Mail:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        partial = self.folder / f".{name}.partial"
-        partial.write_text(json.dumps(content, default=str))
-        partial.replace(self.folder / f"{name}.json")
+        write_atomically(self.folder / f"{name}.json", json.dumps(content, default=str))

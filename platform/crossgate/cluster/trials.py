@@ -15,6 +15,7 @@ from crossgate.errors import UserError
 from crossgate.recipe import recipe_digest, with_overrides
 from crossgate.runs.context import open_index
 from crossgate.tracking import pinned
+from crossgate.training.durable import write_atomically
 
 RECORD, REPORTS = "trial.json", "reports.jsonl"
 SCHEDULE = "training.schedule"
@@ -232,9 +233,7 @@ def write_record(record: TrialRecord, **outcome: Any) -> None:
     """Writes down what became of a trial, beside and renamed."""
     folder = Path(record.directory)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECORD}.partial"
-    partial.write_text(json.dumps(asdict(record) | outcome))
-    partial.replace(folder / RECORD)
+    write_atomically(folder / RECORD, json.dumps(asdict(record) | outcome))
 
 
 def known_trials(run_dir: Path) -> list[TrialRecord]:

@@ -14,9 +14,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -266,8 +266,8 @@ class Store:
             return {"PartNumber": number, "ETag": sent["ETag"]}
 
         try:
-            with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
-                parts = list(pool.map(send, range(1, -(-size // part) + 1)))
+            with ThreadPool(_PARTS_AT_ONCE) as pool:  # of daemons: a process that must end waits for none of them
+                parts = list(pool.imap(send, range(1, -(-size // part) + 1)))
             whole = {"Parts": parts}
             try:
                 self._attempt(lambda: self.fs.call_s3("complete_multipart_upload", **place, MultipartUpload=whole))

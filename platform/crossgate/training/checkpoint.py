@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
 from crossgate.recipe import as_of, dump_recipe, load_recipe, recipe_digest
 from crossgate.stream.storage import Store
+from crossgate.training.durable import sync, write_atomically
 from crossgate.training.engine import full_weights, set_loss_scale, user_settings
 from crossgate.training.pieces import adam_steps, begin_moments, held_pieces, own_pieces, publish_values
 from crossgate.training.randomness import begin_random_states, load_random_states, save_random_states
@@ -169,16 +169,27 @@ def bring_newest(run_dir: Path, store: Store, newest: Checkpoint | None) -> tupl
             break
         reason = fetch_checkpoint(store, name, run_dir / "checkpoints")
         if reason is None:
-            return verify(run_dir / "checkpoints" / name), refused
+            try:
+                return verify(run_dir / "checkpoints" / name), refused
+            except Damaged as damage:
+                reason = str(damage)
         refused.append(f"{name} of {store.url}: {reason}")
     return newest, refused
 
 
-def bring(run_dir: Path, store: Store, step: int) -> None:
-    """Downloads the checkpoint of a step, if the store has it whole and the run directory has not."""
+def bring(run_dir: Path, store: Store, step: int) -> str | None:
+    """Downloads the checkpoint of a step and puts it in the place of what the run directory has of it.
+
+    Returns:
+        Why that cannot be, or None when it lies there whole.
+    """
     path = _path(run_dir, step)
-    if not path.exists() and path.name in stored_checkpoints(store):
-        fetch_checkpoint(store, path.name, path.parent)
+    try:
+        if path.name not in stored_checkpoints(store):
+            return f"{store.url} has no other"
+    except UserError as error:
+        return str(error)
+    return fetch_checkpoint(store, path.name, path.parent)
 
 
 def verify(path: Path) -> Checkpoint:
@@ -186,12 +197,17 @@ def verify(path: Path) -> Checkpoint:
 
     Raises:
         Damaged: naming the first file that differs.
+        UserError: for one in another format, which is not damaged and must not be passed over.
     """
     try:
-        manifest = Manifest(**json.loads((path / MANIFEST).read_text()))
+        described = json.loads((path / MANIFEST).read_text())
+        version = described.get("version", FORMAT)
+        if isinstance(version, int) and version != FORMAT:
+            raise _other_version(path, f"it has format {version}, not {FORMAT}")
+        manifest = Manifest(**described)
     except FileNotFoundError:
         raise Damaged("no manifest, so it was never finished") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Damaged(f"unreadable manifest ({error})") from None
     for name, expected in manifest.files.items():
         file = path / name
@@ -255,20 +271,26 @@ def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World
             (partial / STATE).mkdir(parents=True)
     world.barrier()
     with writing("a checkpoint", partial):
-        pieces = own_pieces(engine, world)
-        write_pieces(partial / STATE / f"rank-{world.rank:05d}.safetensors", pieces, adam_steps(engine))
-        save_random_states(_random(partial, world))
+        mine = [partial / STATE / f"rank-{world.rank:05d}.safetensors", _random(partial, world)]
+        write_pieces(mine[0], own_pieces(engine, world), adam_steps(engine))
+        save_random_states(mine[1])
         if weights:
             state = full_weights(engine, world)
             if world.leads:
-                save_file(state, partial / WEIGHTS)
+                mine.append(partial / WEIGHTS)
+                save_file(state, mine[-1])
+        for path in mine:
+            sync(path)
     world.barrier()
     files = _digests(partial, world)
     if world.leads:
         described = asdict(manifest) | {"files": files, "code": _code_version()}
         with writing("a checkpoint", partial):
             write_atomically(partial / MANIFEST, json.dumps(described, indent=1))
+            sync(partial / STATE)
+            sync(partial)
             _replace_folder(partial, final)
+            sync(final.parent)
     world.barrier()
     return final
 
@@ -287,8 +309,6 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
     manifest = checkpoint.manifest
     if manifest.recipe != recipe_digest(as_of(recipe, manifest.step)):
         raise _other_recipe(checkpoint.path.parents[1], recipe)
-    if manifest.version != FORMAT:
-        raise _other_version(checkpoint.path, f"it has format {manifest.version}, not {FORMAT}")
     try:
         with PieceReader(checkpoint.path / STATE) as saved:
             saved.check_names(set(engine.module.task.state_dict(keep_vars=True)))
@@ -350,16 +370,6 @@ def _digests(folder: Path, world: World) -> dict[str, dict[str, Any]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file beside and renames it: it is there whole, also after a crash, or as it was."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _replace_folder(partial: Path, final: Path) -> None:

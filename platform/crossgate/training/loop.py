@@ -44,7 +44,7 @@ from crossgate.training.randomness import random_states_kept
 from crossgate.training.requests import STOP, Requests, heeding_sigterm
 from crossgate.training.schedule import LearningRates
 from crossgate.training.trace import StepTrace
-from crossgate.training.upload import Uploader, checkpoint_store
+from crossgate.training.upload import GRACE_S, Uploader, checkpoint_store
 from crossgate.training.watchdog import Phase, Watchdog
 from crossgate.training.window import Window
 from crossgate.training.world import Flag, World
@@ -223,8 +223,8 @@ class _Run:
         if self.store:
             checkpoint, elsewhere = bring_newest(self.run_dir, self.store, checkpoint)
             refused += elsewhere
-            if checkpoint and checkpoint.manifest.best_step:
-                bring(self.run_dir, self.store, checkpoint.manifest.best_step)
+        if checkpoint and self.uploader:
+            self.uploader.catch_up(checkpoint.path)
         return checkpoint, refused
 
     def _go_to(self, checkpoint: Checkpoint) -> None:
@@ -238,10 +238,21 @@ class _Run:
         """Forgets a best checkpoint that is no longer whole, rather than fail on it at the end."""
         if self.best_step in (0, self.step):
             return
-        damage = self.world.from_leader(damage_of(self.run_dir, self.best_step) if self.world.leads else None)
+        damage = self.world.from_leader(self._damage_of_best() if self.world.leads else None)
         if damage:
             self.line.say(f"forgot the best checkpoint so far, of step {self.best_step}: {damage}")
             self.best_step, self.best_value = 0, None
+
+    def _damage_of_best(self) -> str | None:
+        """Returns what is wrong with the best checkpoint, unless the store could mend it."""
+        damage = damage_of(self.run_dir, self.best_step)
+        if damage is None or self.store is None:
+            return damage
+        reason = bring(self.run_dir, self.store, self.best_step)
+        if reason:
+            return f"{damage}; {reason}"
+        self.line.say(f"took the best checkpoint so far, of step {self.best_step}, from {self.store.url}: {damage}")
+        return None
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -268,7 +279,7 @@ class _Run:
                         break
         if stopped:
             self.line.say(f"stopped at step {self.step} as asked; saved; start the run again to go on")
-            self._finish_upload()
+            self._finish_upload(GRACE_S)
             raise Preempted(143)
 
     def _do_what_is_due(self) -> None:
@@ -420,9 +431,11 @@ class _Run:
         self.saved_step, self.rolled_back, self.saved_at = self.step, False, time.monotonic()
         self.nonfinite.saved()
 
-    def _finish_upload(self) -> None:
-        if self.uploader:
-            self.uploader.finish()
+    def _finish_upload(self, within: float = math.inf) -> None:
+        """Waits for the upload, all ranks by turns of some seconds: no collective is as patient as a slow store."""
+        until = time.monotonic() + within
+        while self.store and not self.world.from_leader(self.uploader.over(until) if self.uploader else None):
+            pass
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         if self.file:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +22,9 @@ from crossgate.stream.storage import Store, open_store
 MANIFEST = "manifest.json"
 _APART = "--"  # for the slash of a file's path: stores are listed folder by folder
 _PIECE = 64 << 20
+_LOOK_S, _TELL_S = 5.0, 60.0
+GRACE_S = 15.0
+"""Seconds that a run which is to stop leaves its upload: half of what Kubernetes gives a pod."""
 
 
 def checkpoint_store(url: str, run: str) -> Store | None:
@@ -45,13 +50,14 @@ class Uploader:
 
     def __init__(self, store: Store, say: Callable[[str], None]) -> None:
         self._store, self._say = store, say
-        self._jobs: queue.Queue[tuple[Path, frozenset[str]] | None] = queue.Queue()
+        self._jobs: queue.Queue[tuple[Path, frozenset[str] | None] | None] = queue.Queue()
         self._newest: Path | None = None
         self.travelling = ""
         """Name of the checkpoint under way, which must stay in its folder."""
         self.uploaded = ""
         """Name of the newest checkpoint that this process has brought there whole."""
         self.failures = 0
+        self._ending: float | None = None
         self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
         self._thread.start()
 
@@ -60,10 +66,35 @@ class Uploader:
         self._newest = path
         self._jobs.put((path, frozenset(keep) | {path.name}))
 
+    def catch_up(self, path: Path) -> None:
+        """Has a checkpoint of an earlier start uploaded, unless it arrived then."""
+        self._newest = path
+        self._jobs.put((path, None))
+
     def finish(self) -> None:
         """Waits for what is under way."""
-        self._jobs.put(None)
-        self._thread.join()
+        while not self.over():
+            pass
+
+    def over(self, until: float = math.inf) -> bool:
+        """Takes on nothing more, waits some seconds for what is under way, and says whether to wait no longer.
+
+        Args:
+            until: on the monotonic clock, when what has not arrived is left to the run's next start.
+        """
+        if self._ending is None:
+            self._ending = time.monotonic()
+            self._jobs.put(None)
+        self._thread.join(max(0.0, min(_LOOK_S, until - time.monotonic())))
+        if not self._thread.is_alive():
+            return True
+        now = time.monotonic()
+        if now >= until:
+            self._say(f"{self.travelling} is still on its way to {self._store.url}: the next start brings it there")
+        elif now - self._ending >= _TELL_S:
+            self._ending = now
+            self._say(f"waiting for {self.travelling} to arrive at {self._store.url}")
+        return now >= until
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -72,8 +103,11 @@ class Uploader:
                 continue
             self.travelling = path.name
             try:
-                self._upload(path)
-                self._prune(keep)
+                if keep is not None:
+                    self._upload(path)
+                    self._prune(keep)
+                elif path.name not in stored_checkpoints(self._store):
+                    self._upload(path)
             except Exception as error:  # whatever it was, later checkpoints still find this thread alive
                 self.failures += 1
                 self._say(f"{path.name} was not uploaded, the next one will be tried: {error}")
