@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import losses, run_fit, tiny_recipe
@@ -67,6 +68,71 @@ def test_only_numbers_of_workers_that_share_the_batch_evenly_are_possible():
     policy = EvenScaling(ScalingConfig(num_workers=(2, 8), resources_per_worker={"CPU": 1}), counts)
     rooms = {1: 0, 2: 2, 5: 4, 7: 6, 100: 8}
     assert {cpus: policy._count_possible_workers({"node": {"CPU": cpus}}) for cpus in rooms} == rooms
+
+
+class Ray:
+    """What the policy sees of a running Ray: its rooms, and one worker that saves when it is asked to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ray.train.v2.api.config import ScalingConfig
+
+        from crossgate.cluster import elastic
+
+        self.asked, self.saved, self.now, self.room = 0, False, 1000.0, 1
+        scaling = ScalingConfig(num_workers=(1, 4), resources_per_worker={"CPU": 1})
+        self._policy = elastic.EvenScaling(scaling, (1, 2, 4))
+        monkeypatch.setattr(self._policy, "_maybe_send_resource_request", lambda: None)
+        monkeypatch.setattr(self._policy, "_get_reserved_resources", lambda: {"node": {"CPU": self.room}})
+        monkeypatch.setattr("ray.train.v2._internal.execution.scaling_policy.elastic.time_monotonic", lambda: self.now)
+        monkeypatch.setattr(elastic.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(elastic, "_all", lambda workers, question: self._answer(question is elastic._ask_to_save))
+
+    def _answer(self, asked: bool) -> bool:
+        self.asked += asked
+        return self.saved
+
+    def decide(self, after_s: float, workers: int = 1) -> int | None:
+        """Returns the number of workers that the policy decides on that much later, or None where it leaves them."""
+        self.now += after_s
+        group = SimpleNamespace(workers=[None] * workers, num_workers=workers, start_time=0.0)
+        return getattr(self._policy.make_decision_for_running_worker_group(group, None), "num_workers", None)
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+    return Ray(monkeypatch)
+
+
+def test_workers_change_when_they_have_saved_and_not_before(ray):
+    assert (ray.decide(100), ray.asked) == (None, 0)
+    ray.room = 2
+    assert (ray.decide(100), ray.asked) == (None, 1)
+    assert (ray.decide(1), ray.asked) == (None, 1), "they have not saved"
+    ray.saved = True
+    assert (ray.decide(1), ray.asked) == (2, 1)
+
+
+def test_workers_that_never_save_are_changed_at_last(ray):
+    ray.room = 2
+    assert (ray.decide(100), ray.decide(119), ray.decide(2)) == (None, None, 2)
+
+
+def test_room_that_went_while_they_saved_is_not_taken(ray):
+    ray.room = 2
+    assert ray.decide(100) is None
+    ray.room, ray.saved = 1, True
+    assert ray.decide(1) is None
+    ray.room = 2
+    assert (ray.decide(1), ray.asked) == (None, 1), "it is soon enough in an interval"
+    assert (ray.decide(100), ray.asked) == (None, 2), "what they saved then is old: they are asked again"
+    assert ray.decide(1) == 2
+
+
+def test_room_that_grew_while_they_saved_is_taken(ray):
+    ray.room = 2
+    assert ray.decide(100) is None
+    ray.room, ray.saved = 5, True
+    assert ray.decide(1) == 4
 
 
 def test_requests_are_handed_out_once_and_answered():

@@ -53,7 +53,7 @@ class EvenScaling(ElasticScalingPolicy):
     def __init__(self, scaling_config: ScalingConfig, counts: tuple[int, ...]) -> None:
         super().__init__(scaling_config)
         self._counts = counts
-        self._waiting: tuple[ResizeDecision, float] | None = None
+        self._saving_until: float | None = None
 
     def _get_reserved_resources(self) -> Any:
         reserved = super()._get_reserved_resources()
@@ -67,23 +67,22 @@ class EvenScaling(ElasticScalingPolicy):
         return max((count for count in self._counts if count <= room), default=0)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
-        self._waiting = None  # whatever was to be saved first is gone
+        self._saving_until = None  # whatever was to be saved first is gone
         return super().make_decision_for_non_running_worker_group()
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        workers = worker_group_state.workers
-        if self._waiting is not None:
-            resize, deadline = self._waiting
-            if time.monotonic() < deadline and not _all(workers, _has_saved):
+        workers, saving_until = worker_group_state.workers, self._saving_until
+        if saving_until is not None:
+            if time.monotonic() < saving_until and not _all(workers, _has_saved):
                 return NoopDecision()
-            self._waiting = None
-            return resize
+            # The room may have gone while they saved: Ray looks anew, though it did so less than an interval ago.
+            self._saving_until, self._latest_monitor_time = None, float("-inf")
         decision: Any = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if not isinstance(decision, ResizeDecision):
-            return decision
-        _all(workers, _ask_to_save)
-        self._waiting = decision, time.monotonic() + SAVING_S
-        return NoopDecision()
+        if saving_until is None and isinstance(decision, ResizeDecision):
+            _all(workers, _ask_to_save)
+            self._saving_until = time.monotonic() + SAVING_S
+            return NoopDecision()
+        return decision
 
 
 def _all(workers: list[Any], question: Any) -> bool:
