@@ -23,6 +23,7 @@ from crossgate.stream.mix import mix_digest, open_corpora
 from crossgate.stream.plan import EvaluationPlan, TrainingPlan, Unit
 from crossgate.stream.processes import worker_context
 from crossgate.stream.reader import FetchedClip
+from crossgate.workers import end_with_parent
 
 STATE_VERSION = 1
 AHEAD = 4
@@ -382,6 +383,7 @@ def _arrived(unit: Unit, clips: Future[list[FetchedClip]]) -> tuple[Unit, list[F
 
 
 def _begin(values: dict[str, str], worker: int) -> None:
+    end_with_parent()  # torch's own watch is for the server that forks workers, which outlives a killed trainer
     environment.restore(values)
 
 
