@@ -43,9 +43,10 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "tests" / "registry"))
+sys.path += [str(HERE.parent / "tests" / "registry"), str(HERE.parent / "tests")]
+from free_ports import free_port  # noqa: E402
 from life_cycle import NAME, live  # noqa: E402
-from servers import Registry, free_port, registry, serving  # noqa: E402
+from servers import Registry, registry, serving  # noqa: E402
 
 LEVELS = (1, 4, 16)
 LOAD = """

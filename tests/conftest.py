@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 sys.path.insert(0, str(Path(__file__).parent / "runs"))  # tiny_road, which tests of several rooms use
+sys.path.append(str(Path(__file__).parent))  # free_ports
 
 _CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 

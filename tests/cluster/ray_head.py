@@ -16,17 +16,12 @@ from typing import Any
 
 import psutil
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for scripts
+from free_ports import free_ports
+
 _NO_AGENT = "No available agent to submit job, please try again later"  # a head answers before its agent does
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def job_environment() -> dict[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 from crossgate.cluster.meters import metric_name, newest
 
@@ -79,9 +79,7 @@ print("\\n".join(ray.get(work.remote())))
 @pytest.mark.slow
 def test_ray_exports_them_under_the_runs_name(tmp_path: Path) -> None:
     write(tmp_path / "demo", json.dumps({"step": 1, "throughput/clips_per_s": 12.5}) + "\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", SCRAPED, str(tmp_path / "demo"), str(port)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from free_ports import free_ports
 from kuberay import wait_for
 from manifests import SETS, objects_of, ray_cluster
 
@@ -29,10 +29,7 @@ def modes() -> set[str]:
 @pytest.fixture
 def dashboard() -> Iterator[str]:
     """The address of a head's dashboard that is told what KubeRay tells it."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    gcs, port = (probe.getsockname()[1] for probe in probes)
-    for probe in probes:
-        probe.close()
+    gcs, port = free_ports(2)
     (mode,) = modes()
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0"]
     command += [f"--port={gcs}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import requests
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "stream"))
 import s3_server
+from free_ports import free_port
 
 _OWNERS = ("postgres", "nobody")
 
@@ -108,11 +108,6 @@ def postgres() -> Iterator[str]:
             yield f"postgresql+psycopg2://crossgate@127.0.0.1:{port}/postgres"
         finally:
             _end(process)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _owner() -> str | None:

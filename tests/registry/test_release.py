@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 import requests
+from free_ports import free_port
 from hostile import hostile
 from mlflow import MlflowClient
 
@@ -32,12 +32,6 @@ from crossgate.registry.package import consumer_code, package_model
 from crossgate.registry.predictor import Predictor
 from crossgate.registry.release import ReleasedModel, load, release
 from crossgate.tracking import open_tracker
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

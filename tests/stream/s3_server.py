@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,9 @@ from pathlib import Path
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for scripts and benchmarks
+from free_ports import free_ports
 
 KEY, SECRET = "crossgate-test", "not-a-secret"
 FAULTS = ("500", "503", "slow down", "reset", "truncated", "wrong length", "stall")
@@ -35,7 +37,7 @@ def seaweed(folder: Path, ip: str = "127.0.0.1") -> Iterator[str]:
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identity = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = _free_ports(8)
+    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = free_ports(8)
     options = {
         "dir": folder,
         "ip": ip,
@@ -87,14 +89,6 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"SeaweedFS did not start:\n{log.read_text()[-2000:]}")
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in held]
-    for sock in held:
-        sock.close()
-    return ports
 
 
 class Proxy:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
@@ -165,12 +165,6 @@ def test_other_ranks_and_disabled_tracking_touch_nothing(tmp_path: Path) -> None
     off.finish()
     assert off.run_id == ""
     assert not any(tmp_path.iterdir())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "stream"), str(HERE.parent / "tracking")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "stream"), str(HERE.parent / "tracking"), str(HERE.parent)]
 
+from free_ports import free_port  # noqa: E402
 from tiny_run import TinyLoader, TinyTask, losses, tiny_recipe, validate  # noqa: E402
 
 from crossgate import environment  # noqa: E402
@@ -183,9 +183,7 @@ def break_something(fault: str, rank: int, run_dir: Path) -> Callable[[int], Non
 
 def start(recipe: Recipe, fault: str = "", meanwhile: Callable[[], None] = lambda: None) -> list[int]:
     """Starts all ranks and returns how they ended; when one dies the others are ended, as torchrun does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=rank_of_run, args=(recipe, rank, port, fault)) for rank in range(RANKS)]
     for process in ranks:
@@ -346,7 +344,7 @@ def servers(folder: Path) -> Iterator[Site]:
     """An MLflow server and an S3 server that can be taken down and brought back."""
     import boto3
     from s3_server import KEY, SECRET, seaweed
-    from test_outage import free_port, mlflow_server
+    from test_outage import mlflow_server
 
     port, running = free_port(), ExitStack()
     down: dict[str, ExitStack] = {}

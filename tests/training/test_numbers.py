@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+from free_ports import free_port
 from safetensors.torch import load_file
 from tiny_run import TinyTask, global_batch, losses, run_fit, tiny_recipe
 from torch import nn
@@ -54,9 +54,7 @@ def spawn(
     folder.mkdir(parents=True, exist_ok=True)
     listing = folder / f"cases-{ranks}.json"
     listing.write_text(json.dumps(cases))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, script, str(listing)]
     processes = [
