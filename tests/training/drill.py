@@ -238,7 +238,7 @@ def damage_the_best(site: Site, recipe: Recipe) -> None:
     victim.write_bytes(flipped(victim.read_bytes()))
 
 
-def lose_all_but_a_damaged_copy(site: Site, recipe: Recipe) -> None:
+def lose_all_but_a_copy(site: Site, recipe: Recipe) -> None:
     """The folder of checkpoints is gone, the newest uploaded one has changed, the one before is whole."""
     store = upload(site, recipe, 6, 8)
     name = f"step-00000008.{PIECE.replace('/', '--')}"
@@ -257,7 +257,7 @@ ALONE = [
     Drill("disk full while saving", "disk", (USER_ERROR,), 6),
     Drill("bit flipped in the newest checkpoint", "crash", KILLED, 6, flip_a_bit, says=CHANGED),
     Drill("bit flipped in the best checkpoint", "crash", KILLED, 8, damage_the_best, says="took the best checkpoint"),
-    Drill("all checkpoints lost and the newest copy damaged", "crash", KILLED, 6, lose_all_but_a_damaged_copy, says=CHANGED),
+    Drill("all checkpoints lost and the newest copy damaged", "crash", KILLED, 6, lose_all_but_a_copy, says=CHANGED),
 ]
 SERVED = [
     Drill("S3 down while uploading", "server", (0,), server="s3"),
