@@ -19,7 +19,8 @@ bound to the same core; they take turns, epoch by epoch, in shuffled order, with
 without augmentation) into batches of 16, and a digest shows that their output is the same. A ratio to a peer is the
 median over rounds of crossgate's rate over the peer's in the same round, by processor time since the machine may be
 shared; what is told is the least of them, the ratio to the best peer. "no schedule" is crossgate's loader without it:
-what exactness costs. Cold means that a loader's folder on the local disk is empty. The S3 rows need SeaweedFS (`weed`),
+what exactness costs. Cold means that a loader's folder on the local disk is empty;
+litdata and mosaicml-streaming always have one, crossgate where it says "with a cache". The S3 rows need SeaweedFS (`weed`),
 whose own processor time is not counted.
 """
 
@@ -60,6 +61,7 @@ from crossgate.stream.storage import open_store  # noqa: E402
 
 SHARDS = 4
 OWN = ("crossgate", "crossgate, no schedule")
+KEEPING = "crossgate, with a cache"
 
 
 def make_shards(folder: Path, clips: int, copies: int) -> str:
@@ -193,14 +195,17 @@ def in_turns(root: str, folder: Path, clips: int, rounds: int) -> tuple[dict[str
             if answer.get("digests") != expected:
                 left_out.append(f"{name}: {answer.get('error', 'other clips or tensors than crossgate')}")
                 running.pop(name)
-        found: dict[str, list[dict]] = {name: [] for name in running}
+        remote = root.startswith("s3://")
+        found: dict[str, list[dict]] = {name: [] for name in [*running, *([KEEPING] if remote else [])]}
         for _ in range(rounds):
             for name, loader in running.items():
                 found[name].append(loader.ask(cold=True))
+            if remote:
+                found[KEEPING].append(running["crossgate"].ask(cold=True, cache=kept_by(running["crossgate"])))
         for name, loader in running.items():
             for part, start, resume in zip(found[name], *first_batches(loader, rounds)):
                 part["start_s"], part["resume_s"] = start, resume
-        if root.startswith("s3://"):
+        if remote:
             found |= from_caches(running, rounds)
     return found, left_out
 
@@ -214,12 +219,13 @@ def first_batches(loader: Loader, rounds: int) -> tuple[list[float], list[float]
     return [start for start, _ in pairs], [resume for _, resume in pairs]
 
 
+def kept_by(loader: Loader) -> str:
+    return str(loader.scratch / "cache")
+
+
 def from_caches(running: dict[str, Loader], rounds: int) -> dict[str, list[dict]]:
     """The same once everything lies on the local disk, for those who keep it there."""
-    how = {
-        name: {"cache": str(loader.scratch / "cache")} if name == "crossgate" else {}
-        for name, loader in running.items()
-    }
+    how = {name: {"cache": kept_by(loader)} if name == "crossgate" else {} for name, loader in running.items()}
     keepless = ("webdataset", "megatron-energon", "crossgate, no schedule")
     kept = [name for name in running if name not in keepless]
     for name in kept:
@@ -297,6 +303,7 @@ def summarised(local: dict[str, list[dict]], remote: dict[str, list[dict]]) -> d
         "resume_vs_start": round(resume, 3),
         "local_vs_best_wall": against_best(local, "crossgate", "wall", peers(local, False)),
         "s3_vs_best_wall": against_best(remote, "crossgate", "wall", peers(remote, False)) if remote else None,
+        "s3_with_cache_vs_best": against_best(remote, KEEPING, "cpu", peers(remote, False)) if remote else None,
         "s3_cached_vs_best": against_best(remote, "crossgate, cached", "cpu", peers(remote, True)) if remote else None,
     }
     rates = {name: round(middle(parts, "cpu"), 1) for name, parts in local.items()}
