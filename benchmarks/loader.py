@@ -19,9 +19,9 @@ bound to the same core; they take turns, epoch by epoch, in shuffled order, with
 without augmentation) into batches of 16, and a digest shows that their output is the same. A ratio to a peer is the
 median over rounds of crossgate's rate over the peer's in the same round, by processor time since the machine may be
 shared; what is told is the least of them, the ratio to the best peer. "no schedule" is crossgate's loader without it:
-what exactness costs. Cold means that a loader's folder on the local disk is empty;
-litdata and mosaicml-streaming always have one, crossgate where it says "with a cache". The S3 rows need SeaweedFS (`weed`),
-whose own processor time is not counted.
+what exactness costs. Cold means that a loader's folder on the local disk is empty; litdata and
+mosaicml-streaming always have one, crossgate where it says "with a cache". The S3 rows need SeaweedFS (`weed`), whose
+own processor time is not counted.
 """
 
 from __future__ import annotations
