@@ -15,13 +15,14 @@ import s3fs
 from conftest import write_corpus
 from s3_server import FAULTS, Proxy
 from stub_codec import number_tensors
+from tenacity import Retrying
 
 from crossgate.config import CacheConfig, ClipConfig, DataConfig
 from crossgate.errors import UserError
 from crossgate.stream import foreign, storage
 from crossgate.stream.check import _check_shard, check
 from crossgate.stream.index import Index
-from crossgate.stream.loader import ClipLoader
+from crossgate.stream.loader import AHEAD, ClipLoader
 from crossgate.stream.storage import Store, open_store
 
 pytestmark = [
@@ -64,6 +65,14 @@ def corpus(proxy: Proxy) -> str:
     return "s3://clips/corpus"
 
 
+@pytest.fixture
+def repeated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Folders that a failed request is about to be sent to again, for as often as it happens."""
+    found: list[str] = []
+    monkeypatch.setattr(Store, "_count", lambda store, attempt: found.append(store.url))
+    return found
+
+
 def make(index: Index, *, rank: int = 0, ranks: int = 1, folder: Path | str = "", workers: int = 0) -> ClipLoader:
     cache = CacheConfig(folder=str(folder), size_gb=1)
     data = DataConfig(clip=CLIP, global_batch=12, loader_workers=workers, cache=cache)
@@ -93,38 +102,45 @@ def test_an_epoch_through_every_fault_is_complete_and_exact(proxy, corpus, make_
 
 
 def test_a_store_that_never_answers_is_one_line_within_the_deadline(proxy, corpus, monkeypatch) -> None:
+    begun: list[Retrying] = []
+
+    def begin(**how) -> Retrying:
+        begun.append(Retrying(**how))
+        return begun[-1]
+
     monkeypatch.setattr(storage, "DEADLINE", 2.0)
     loader = make(Index.load(corpus))
     batches = iter(loader)
     for _ in range(loader.steps_per_epoch):  # until every shard's length was asked for: a wrong one is another error
         next(batches)
+    monkeypatch.setattr(storage, "Retrying", begin)
     proxy.every, before = 1, time.monotonic()
     with pytest.raises(
         UserError, match=r"s3://clips/corpus/train-00000\d.tar: storage failed .*check that it is reach"
     ):
         for _ in batches:
             pass
-    assert time.monotonic() - before < 30, "the deadline is for the request, not for every part of it anew"
+    assert len(begun) <= 1 + AHEAD, "the deadline is for all parts of a batch, not for every one anew"
+    assert time.monotonic() - before < 60, "what it takes where the deadline says nothing"
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ACCESS_KEY_ID", "nobody"), ("AWS_ACCESS_KEY_ID", "")]
 )
-def test_wrong_credentials_are_one_line_at_once(proxy, corpus, monkeypatch, name: str, value: str) -> None:
+def test_wrong_credentials_are_one_line_at_once(proxy, corpus, monkeypatch, repeated, name: str, value: str) -> None:
     index = Index.load(corpus)
     monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    before = time.monotonic()
     with pytest.raises(UserError, match="s3://clips/corpus/.*access denied; check the credentials") as caught:
         Index.load(corpus)
     index.store, index.home = Store(corpus), Store(corpus)  # as in the middle of a run, when they expire
     with pytest.raises(UserError, match="access denied"):
         next(iter(make(index)))
-    assert time.monotonic() - before < 20
+    assert not repeated
     assert s3_server.SECRET not in str(caught.value)
 
 
-def test_credentials_that_expire_in_the_middle_are_one_line(proxy, corpus, monkeypatch, caplog) -> None:
+def test_credentials_that_expire_in_the_middle_are_one_line(proxy, corpus, monkeypatch, repeated, caplog) -> None:
     """The URLs that were signed before they expired are refused, and so is what is signed after."""
     index = Index.load(corpus)
     batches = iter(make(index))
@@ -132,11 +148,11 @@ def test_credentials_that_expire_in_the_middle_are_one_line(proxy, corpus, monke
     index.store._signed._urls = {path: (signed, f"{url}x") for path, (signed, url) in index.store._signed._urls.items()}
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
     s3fs.S3FileSystem.clear_instance_cache()
-    index.store._fs, before = None, time.monotonic()
+    index.store._fs = None
     with pytest.raises(UserError, match="s3://clips/corpus/.*access denied; check the credentials") as caught:
         for _ in batches:
             pass
-    assert time.monotonic() - before < 20
+    assert not repeated
     for told in (str(caught.value), caplog.text):
         assert "Signature" not in told and "http://" not in told, "a signed URL is a secret"
 
@@ -197,10 +213,9 @@ def test_a_large_file_is_sent_in_parts_and_what_breaks_off_is_sent_again(proxy, 
 
 
 def test_a_missing_bucket_is_one_line_at_once(proxy) -> None:
-    before, asked = time.monotonic(), proxy.requests
+    asked = proxy.requests
     with pytest.raises(UserError, match="s3://nowhere/corpus: no such file or bucket"):
         Index.load("s3://nowhere/corpus")
-    assert time.monotonic() - before < 20
     assert proxy.requests - asked < 10, "what is not there is not asked for again and again"
 
 
