@@ -38,14 +38,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
     world, folder = current_world(), Path(recipe.run.output)
     if (folder / "grow").exists():
         recipe = with_overrides(recipe, {"engine.zero_stage": 3})
-    starts = folder / "starts.jsonl"
-    begun: list[int] = []
 
     def on_step(step: int) -> None:
-        if not begun and world.leads:
-            begun.append(step)
-            with starts.open("a") as file:
-                file.write(json.dumps([world.ranks, step]) + "\n")
+        if world.leads:
+            with (folder / "steps.jsonl").open("a") as file:
+                file.write(json.dumps([os.getpid(), world.ranks, (folder / "lost").exists(), step]) + "\n")
         if step == TERM_AT and not world.leads and not (folder / "termed").exists():
             (folder / "termed").touch()
             os.kill(os.getpid(), signal.SIGTERM)
@@ -57,7 +54,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
             if (folder / "lost").exists():
                 (folder / "grow").touch()  # else both nodes are there, and Ray counted before the first start let go
             if REQUESTS.saved():
-                time.sleep(1)  # it is about to grow
+                time.sleep(120)  # it is about to grow
             wait_for(lambda: REQUESTS._save.is_set() or REQUESTS.saved())
 
     result = run_fit(recipe, on_step=on_step, validated=False)

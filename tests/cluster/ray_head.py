@@ -31,9 +31,10 @@ def job_environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Head:
-    """A Ray head of this test's own: its address for jobs, and its first process."""
+    """A Ray head of this test's own: its addresses for jobs and for drivers, and its first process."""
 
     address: str
+    cluster: str
     process: psutil.Process
 
     def kill(self, *words: str) -> int:
@@ -66,7 +67,7 @@ def ray_head(cpus: int = 4) -> Iterator[Head]:
     started = psutil.Process(process.pid)
     try:
         _wait_for(dashboard)
-        yield Head(f"http://127.0.0.1:{dashboard}", started)
+        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", started)
     finally:
         family = [*started.children(recursive=True), started]
         process.terminate()

@@ -2,7 +2,7 @@
 
     python tests/training/drill.py            every drill, against a real MLflow server and a real S3 server
     python tests/training/drill.py --short    those that need no server, for CI
-    python tests/training/drill.py --ray      besides: a worker's SIGTERM, a lost node and a new one, on Ray
+    python tests/training/drill.py --ray      besides, on Ray: SIGTERM, nodes that go and come, driver and head killed
 
 Two ranks at ZeRO 2, with dropout, saving and uploading every 4 of 12 steps. After each drill the run is started again
 until it ends. It passes when its losses are those of the undisturbed run (2e-6), when MLflow has exactly one run of it,
@@ -264,6 +264,11 @@ SERVED = [
     Drill("MLflow down for part of the run", "server", (0,), server="mlflow"),
 ]
 
+ON_RAY = {
+    "on Ray: SIGTERM, then a lost node, then a new one": ("nothing: Ray starts the ranks anew", "test_elastic.py"),
+    "on Ray: kill -9 of the driver, then of the head": ("SIGKILL", "test_killed.py"),
+}
+
 
 def hold(drill: Drill, site: Site, undisturbed: list[float]) -> str:
     """Returns what went wrong with the run, or nothing."""
@@ -328,10 +333,9 @@ def _wrong_tracking(recipe: Recipe) -> str:
     return "" if sorted(steps) == list(range(1, STEPS + 1)) else f"MLflow has the steps {steps}"
 
 
-def on_ray() -> str:
-    """A worker's SIGTERM, a lost node and a new one (`tests/cluster/test_elastic.py`)."""
-    test = HERE.parent / "cluster" / "test_elastic.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow", str(test)]
+def on_ray(test: str) -> str:
+    """Runs the slow test of a file of `tests/cluster`."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow", str(HERE.parent / "cluster" / test)]
     done = subprocess.run(command, capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stdout[-400:]
 
@@ -404,9 +408,9 @@ def main() -> None:
             found[drill.name] = hold(drill, site, undisturbed)
             show(drill.name, " and ".join(map(_said, sorted(set(drill.ends)))), drill.resumes, found[drill.name])
     if options.ray:
-        name = "on Ray: SIGTERM, then a lost node, then a new one"
-        found[name] = on_ray()
-        show(name, "nothing: Ray starts the ranks anew", 0, found[name])
+        for name, (ends, test) in ON_RAY.items():
+            found[name] = on_ray(test)
+            show(name, ends, 0, found[name])
     passed = sum(not wrong for wrong in found.values())
     print(json.dumps({"drills": len(found), "passed": passed}))
     sys.exit(passed != len(found))
