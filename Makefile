@@ -23,8 +23,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## the whole road on generated clips: shards, pretraining, search, models, report
 	$(BIN)/crossgate demo
 
-test: $(INSTALLED)  ## the test suite (some minutes)
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the test suite (some minutes), in two processes: half of it waits
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(INSTALLED)  ## the slow proofs: kills, job submission, serving
 	$(BIN)/python -m pytest -m 'slow and not gpu'

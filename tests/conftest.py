@@ -20,6 +20,14 @@ sys.path.append(str(Path(__file__).parent))  # free_ports
 _CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads them
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`pytest -n 2`), a file's tests stay in one process, and so do all that start a Ray."""
+    for item in items:
+        together = "ray" if item.get_closest_marker("ray") else ".".join(item.path.parts[-2:])
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
 @pytest.fixture(autouse=True)
 def same_import_path() -> Iterator[None]:
     """MLflow puts a packaged model's code on the import path; processes that later tests start must not find it."""

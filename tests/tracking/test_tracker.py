@@ -170,7 +170,7 @@ def test_other_ranks_and_disabled_tracking_touch_nothing(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        (f"http://user:secret@127.0.0.1:{free_port()}", "does not answer"),
+        ("http://user:secret@127.0.0.1:PORT", "does not answer"),
         ("file:///tmp/mlruns", "no longer writes to plain folders"),
         ("mlruns", "no longer writes to plain folders"),
         ("ftp://host/x", "unknown kind of tracking server"),
@@ -180,7 +180,7 @@ def test_other_ranks_and_disabled_tracking_touch_nothing(tmp_path: Path) -> None
 )
 def test_a_wrong_server_is_one_clear_line(tmp_path: Path, uri: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
-        open_tracker(recipe_for(tmp_path, uri=uri), tmp_path / "run", 0)
+        open_tracker(recipe_for(tmp_path, uri=uri.replace("PORT", str(free_port()))), tmp_path / "run", 0)
     line = str(caught.value)
     assert says in line
     assert "tracking.uri" in line
@@ -197,13 +197,13 @@ def test_a_password_is_shown_nowhere(tmp_path: Path, store: Path, monkeypatch: p
 
     monkeypatch.setattr("crossgate.tracking.server.make_client", talkative)
     with pytest.raises(UserError) as caught:
-        open_tracker(recipe_for(tmp_path, uri=uri), tmp_path / "run", 0)
+        open_tracker(recipe_for(tmp_path, uri=uri.replace("PORT", str(free_port()))), tmp_path / "run", 0)
     assert "secret" not in str(caught.value)
 
     client = MlflowClient(tracking_uri=database, registry_uri=database)
     monkeypatch.setattr("crossgate.tracking.server.make_client", lambda _: client)
     monkeypatch.setattr("crossgate.tracking.tracker.make_client", lambda _: client)
-    with open_tracker(recipe_for(tmp_path, uri=uri), tmp_path / "run", 0) as tracker:
+    with open_tracker(recipe_for(tmp_path, uri=uri.replace("PORT", str(free_port()))), tmp_path / "run", 0) as tracker:
         pass
     assert client.get_run(tracker.run_id).data.params["tracking.uri"] == "postgresql://***@host/db"
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and "secret" in f.read_text()]
