@@ -24,7 +24,7 @@ if __name__ == "__main__":
 LOADER = """
 import sys, time
 sys.path.insert(0, {stream!r})
-from conftest import write_corpus
+from small_corpora import write_corpus
 from stub_codec import number_tensors
 from crossgate.config import ClipConfig, DataConfig
 from crossgate.stream.loader import ClipLoader

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import write_corpus
+from small_corpora import write_corpus
 from stub_codec import number_tensors
 from web import Web, serving
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import add_clip
+from small_corpora import add_clip
 from stub_codec import number_tensors
 
 from crossgate.stream import index as module

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import add_clip, write_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_corpora import add_clip, write_corpus
 from stub_codec import deadly_tensors, number_tensors
 
 from crossgate.batch import ClipBatch

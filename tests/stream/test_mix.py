@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_corpora import write_corpus
 from stub_codec import number_tensors
 
 from crossgate.batch import ClipBatch

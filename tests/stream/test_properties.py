@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from conftest import write_corpus
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from small_corpora import write_corpus
 from stub_codec import LanesCodec
 
 from crossgate.batch import ClipBatch

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import add_clip, write_corpus
 from loader_process import digests, make
+from small_corpora import add_clip, write_corpus
 
 from crossgate.stream.index import Index, write_index
 from crossgate.stream.shards import ShardWriter

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import boto3
 import pytest
 import s3fs
-from conftest import write_corpus
 from moto.server import ThreadedMotoServer
+from small_corpora import write_corpus
 from stub_codec import number_tensors
 
 from crossgate.config import ClipConfig, DataConfig

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import s3_server
 import s3fs
-from conftest import write_corpus
 from s3_server import FAULTS, Proxy
+from small_corpora import write_corpus
 from stub_codec import number_tensors
 from tenacity import Retrying
 

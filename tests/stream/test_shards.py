@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from conftest import add_clip
+from small_corpora import add_clip
 
 from crossgate.errors import UserError
 from crossgate.stream.index import Index, write_index
