@@ -125,7 +125,7 @@ class Store:
             (i, at, min(at + PIECE, end)) for i, (_, start, end) in enumerate(ranges) for at in range(start, end, PIECE)
         ]
         found: list[bytes | None] = [None] * len(pieces)
-        blamed = ""
+        blamed = ranges[0][0] if ranges else ""
 
         def fetch() -> None:
             nonlocal blamed
