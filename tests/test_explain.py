@@ -65,7 +65,7 @@ def test_a_section_that_is_none_names_the_nearest(section: str, fragment: str) -
 
 
 def test_types_choices_and_bounds_are_told() -> None:
-    assert "zero_stage  [default 1; 0 | 1 | 2 | 3]" in explain("engine")
+    assert "zero_stage  [default 'auto'; auto | 0 | 1 | 2 | 3]" in explain("engine")
     assert "size  [default 112; int >= 16 <= 1024]" in explain("data.clip")
     assert "; list of str]" in explain("data.clip")
     assert "; mapping of str, list or mapping]" in explain("search")

@@ -188,7 +188,7 @@ def estimate(
 
     recipe = load_recipe(config, overrides or ())
     room = device_memory(recipe, gpus) if memory is None else memory
-    typer.echo(estimate_memory(recipe, gpus).table(recipe.engine.zero_stage, room))
+    typer.echo(estimate_memory(recipe, gpus).table(recipe.engine.stage(gpus), room))
     if said := short_of_clips(recipe):
         typer.echo(said, err=True)
 

@@ -56,7 +56,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path):
         deepspeed_settings(tiny_recipe(tmp_path, "x"), World(0, 0, 3, CPU), 1000)
 
 
-@pytest.mark.parametrize(("ranks", "for_all"), [(1, False), (4, False), (5, True), (1000, True)])
+@pytest.mark.parametrize(("ranks", "for_all"), [(2, False), (4, False), (5, True), (1000, True)])
 def test_a_sum_goes_to_its_owner_alone_while_a_bucket_has_one_or_two(tmp_path, ranks, for_all):
     recipe = tiny_recipe(tmp_path, "x", data={"global_batch": 1000})
     zero = deepspeed_settings(recipe, World(0, 0, ranks, CPU), 4 * BUCKET)["zero_optimization"]
@@ -174,3 +174,13 @@ def test_what_the_device_still_owes_is_counted_in_the_last_step_before_a_log_lin
     monkeypatch.setattr(Meters, "step", lambda self: (seen.append("step"), step(self)))
     run_fit(tiny_recipe(tmp_path, "x", training={"steps": 4, "log_every": 2, "save_every": 4}), validated=False)
     assert seen[:6] == ["step", "settle", "step", "step", "settle", "step"]
+
+
+def test_one_rank_in_fp32_shards_nothing_unless_it_is_told_to(tmp_path):
+    def stages(**engine):
+        return [tiny_recipe(tmp_path, "x", engine=engine).engine.stage(ranks) for ranks in (1, 2)]
+
+    assert stages() == [0, 1]
+    assert stages(precision="bf16") == stages(offload="optimizer") == stages(deepspeed="ds.json") == [1, 1]
+    assert stages(zero_stage=2) == [2, 2]
+    assert build_engine(TinyTask(), tiny_recipe(tmp_path, "x"), current_world()).zero_optimization_stage() == 0

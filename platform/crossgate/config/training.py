@@ -29,9 +29,9 @@ class OptimConfig(Config):
 class EngineConfig(Config):
     """DeepSpeed."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """What is sharded over ranks: 1 optimizer states, 2 also gradients, 3 also weights (ViTs run at 0.4 to 0.7 of
-    the speed under 3: use it only when the model does not fit)."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """What is sharded over ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights (ViTs run at 0.4 to
+    0.7 of the speed under 3: use it only when the model does not fit). `auto` is 1, or 0 for one rank in fp32."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass; bf16 and fp16 need `zero_stage` of 1 or more. fp16 is for GPUs
     without bf16 (before Ampere): the loss is scaled, and steps that overflow are left out while the scale is sought."""
@@ -57,6 +57,12 @@ class EngineConfig(Config):
         if self.offload == "parameters" and self.zero_stage != 3:
             raise ValueError("offload parameters needs zero_stage 3")
         return self
+
+    def stage(self, ranks: int) -> int:
+        """Returns the ZeRO stage of so many ranks: one alone has nobody to share with, and in fp32 no masters."""
+        if self.zero_stage != "auto":
+            return self.zero_stage
+        return 0 if (ranks, self.precision, self.offload, self.deepspeed) == (1, "fp32", "none", "") else 1
 
 
 CHANGEABLE = (

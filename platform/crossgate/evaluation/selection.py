@@ -75,7 +75,7 @@ class Verdict:
         beats: whether there is evidence that it is better.
         difference: winner minus average, mean over seeds; NaN where it could not be measured.
         low, high: its 95 % interval over groups.
-        p: one-sided, for the best of all that were tried.
+        p: one-sided, for the best of all that ended.
         said: the sentence.
     """
 
@@ -145,7 +145,7 @@ def judge(
     evidence = (
         f"{100 * values[winner]:+.1f} points of {TITLES[metric]} ({100 * low:+.1f} to {100 * high:+.1f}) over uniform "
         f"averaging, {seeds} seed{'s' if seeds > 1 else ''}, {bootstrap.groups} validation groups, p = {p:.3f} as the "
-        f"best of {len(candidates)}"
+        f"best of {len(candidates)} that ended"
     )
     said = f"{winner} beats averaging: {evidence}" if beats else f"{_NONE}: {winner} has {evidence}"
     return Verdict(beats, values[winner], float(low), float(high), p, said)

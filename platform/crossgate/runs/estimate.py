@@ -123,7 +123,7 @@ def refuse_too_large(recipe: Recipe, memory: float, where: str) -> None:
         UserError: it does, or what `estimate` raises.
     """
     needs = {need.stage: need for need in estimate(recipe, recipe.cluster.workers).needs}
-    need = needs[recipe.engine.zero_stage]
+    need = needs[recipe.engine.stage(recipe.cluster.workers)]
     if not need.fits(memory):
         raise UserError(
             f"a rank wants {need.peak / GIB:.0f} GiB and a tenth to spare, its GPU has {memory:g}",

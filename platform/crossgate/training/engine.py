@@ -122,8 +122,9 @@ def deepspeed_settings(recipe: Recipe, world: World, trained: int) -> dict[str, 
     """
     config = recipe.engine
     ours = clips_by_itself(config)
-    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": BUCKET}
-    if config.zero_stage in (1, 2):
+    stage = config.stage(world.ranks)
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET}
+    if stage in (1, 2):
         # A sum sent to its owner alone is half the traffic of one for all; not so where a bucket has many owners.
         zero["use_multi_rank_bucket_allreduce"] = trained < world.ranks * BUCKET
         zero["compute_grad_norm"] = not ours
@@ -208,7 +209,7 @@ def clips_by_itself(config: EngineConfig) -> bool:
 
     Not where weights are in parts or on the host, and not under fp16, whose scale of losses DeepSpeed seeks by it.
     """
-    return config.zero_stage < 3 and config.offload == "none" and config.precision != "fp16"
+    return config.zero_stage != 3 and config.offload == "none" and config.precision != "fp16"
 
 
 def _adamw(task: Any, optim: OptimConfig) -> torch.optim.AdamW:
