@@ -295,7 +295,8 @@ def main() -> None:
     options = parser.parse_args()
     lines = [
         f"{datetime.date.today()}, {platform.machine()} CPU, {os.cpu_count()} cores shared with other work, one thread "
-        f"a rank, PyTorch {torch.__version__}, fp32, ZeRO as unset (0 alone, else 1), width {options.width}, {options.batch} clips a step, "
+        f"a rank, PyTorch {torch.__version__}, fp32, "
+        f"ZeRO as unset (0 alone, else 1), width {options.width}, {options.batch} clips a step, "
         f"medians of {options.rounds} rounds of {options.steps} steps",
         "",
         "| ranks | layer | ms a step | clips/s, of the bare loop's |",
