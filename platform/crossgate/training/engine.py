@@ -106,6 +106,8 @@ def build_engine(task: nn.Module, recipe: Recipe, world: World) -> Any:
             config=settings,
             dist_init_required=False,
         )
+    if world.ranks == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # it would copy every gradient into a bucket and back, for nobody
     return engine
 
 
