@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -361,7 +362,9 @@ def deploy(
 @app.command(rich_help_panel=MODELS)
 def watch(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a run directory or a model directory.")],
-    video: Annotated[str, typer.Argument(help="Path, or URL of a file.")],
+    video: Annotated[
+        str, typer.Argument(help="Path, URL of a file, or of a live stream (rtsp://, rtmp://, srt:// ...).")
+    ],
     label: Annotated[str, typer.Option(help="Class to watch for (default: the positive one).")] = "",
     stride: Annotated[int, typer.Option(help="Windows that begin in one window's length.", min=1, max=16)] = 2,
     on: Annotated[
@@ -372,6 +375,9 @@ def watch(
     ] = None,
     after: Annotated[int, typer.Option(help="Windows in a row that must reach it.", min=1)] = 2,
     figure: Annotated[Path | None, typer.Option(help="PNG of scores, gate weights and pictures over time.")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="An http(s) URL is a live stream: read on, fetch nothing.")
+    ] = False,
     tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
 ) -> None:
     """Slide a window over a long video: a JSON line a window as it comes, an alarm, a timeline."""
@@ -379,11 +385,15 @@ def watch(
 
     from crossgate.runs.watch import Watch, watched
 
-    watching = Watch(model, video, stride=stride, label=label, on=on, off=off, after=after, tracking_uri=tracking_uri)
+    watching = Watch(
+        model, video, stride=stride, label=label, on=on, off=off, after=after, tracking_uri=tracking_uri, live=live
+    )
     moments = []
-    for moment in watching:
-        moments.append(moment)
-        typer.echo(json.dumps(moment.row()))
+    with suppress(KeyboardInterrupt):  # which is how one stops watching what never ends
+        for moment in watching:
+            if figure is not None:
+                moments.append(moment)
+            typer.echo(json.dumps(moment.row()))
     if figure is not None:
         typer.echo(f"wrote {watched(figure, moments, watching)}", err=True)
     typer.echo(f"{watching.seconds:.0f} s of video at {watching.speed:.1f} times real time", err=True)

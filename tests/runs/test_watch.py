@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
+import socket
+import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -109,6 +114,88 @@ def test_the_command_prints_json_lines_and_draws(model: Path, video: Path, tmp_p
     assert set(rows[0]) >= {"start_s", "end_s", "score", "scores", "weights", "modalities"}
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert figure.stat().st_size > 10_000
+
+
+class Camera:
+    """Sends a video as MPEG-TS, by HTTP in chunks or bare, and the end of it only when it is told to."""
+
+    def __init__(self, content: bytes, http: bool) -> None:
+        self._content, self._http, self.go_on = content, http, threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._server.accept()
+        with connection, contextlib.suppress(OSError):
+            if self._http:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            middle = len(self._content) * 3 // 4
+            connection.sendall(self._part(self._content[:middle]))
+            self.go_on.wait(60)
+            connection.sendall(self._part(self._content[middle:]) + self._part(b""))
+
+    def _part(self, data: bytes) -> bytes:
+        return b"%x\r\n%s\r\n" % (len(data), data) if self._http else data
+
+    def close(self) -> None:
+        self.go_on.set()
+        self._thread.join(10)
+        self._server.close()
+
+
+def broadcast(video: Path, tone: int) -> bytes:
+    """The long video as a camera would send it, a key frame every second, with a tone for so many frames."""
+    out = io.BytesIO()
+    with av.open(str(video)) as given, av.open(out, "w", format="mpegts") as target:
+        stream = target.add_stream("libx264", rate=8, options={"tune": "zerolatency", "g": "8"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        track = target.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        for number, frame in enumerate(given.decode(video=0)):
+            picture = av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, 8)
+            target.mux(stream.encode(picture))
+            if number >= tone:
+                continue
+            wave = np.sin(np.arange(SAMPLE_RATE // 8) * 0.3).astype(np.float32)[None] * 0.3
+            block = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+            block.sample_rate, block.pts = SAMPLE_RATE, number * SAMPLE_RATE // 8
+            target.mux(track.encode(block))
+        target.mux(stream.encode(None))
+        target.mux(track.encode(None))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("scheme", "tone"), [("tcp", 56), ("http", 56), ("tcp", 20)])
+def test_a_live_stream_is_scored_while_it_comes(tmp_path: Path, video: Path, scheme: str, tone: int) -> None:
+    model = tiny_classifier(tmp_path / "model", seconds=2.0, modalities=("rgb", "audio"))
+    recorded = tmp_path / "recorded.ts"
+    sent = broadcast(video, tone)
+    recorded.write_bytes(sent)
+    expected = list(Watch(str(model), str(recorded)))
+    camera = Camera(sent, http=scheme == "http")
+    watching = iter(Watch(str(model), f"{scheme}://127.0.0.1:{camera.port}/door?key=s3cret", live=scheme == "http"))
+    found = [next(watching)]
+    assert not camera.go_on.is_set(), "the first window waits for no more than itself"
+    camera.go_on.set()
+    found += watching
+    camera.close()
+    assert [(moment.start_s, moment.modalities) for moment in found] == [
+        (moment.start_s, moment.modalities) for moment in expected
+    ]
+    assert found[0].modalities == ["rgb", "audio"]
+    assert ("audio" in found[-1].modalities) == (tone == 56)
+    same = 1e-5 if tone == 56 else 1e-2  # a decoder gives its last 64 ms when told that the end has come
+    for moment, known in zip(found, expected, strict=True):
+        assert moment.scores == pytest.approx(known.scores, abs=same)
+
+
+def test_a_camera_that_is_not_there_is_one_line_without_its_password(model: Path) -> None:
+    with pytest.raises(UserError, match=r"^rtsp://127.0.0.1:9/door: not decodable \(") as caught:
+        Watch(str(model), "rtsp://ann:s3cret@127.0.0.1:9/door?token=s3cret")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_what_cannot_be_watched_says_why(model: Path, video: Path) -> None:

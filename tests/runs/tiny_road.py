@@ -36,13 +36,13 @@ def write_recipe(path: Path, tree: dict[str, Any]) -> Recipe:
     return load_recipe(path)
 
 
-def tiny_classifier(folder: Path, seconds: float) -> Path:
-    """Saves a violence model of rgb and flow that has learnt nothing, for clips of so many seconds."""
+def tiny_classifier(folder: Path, seconds: float, modalities: tuple[str, ...] = ("rgb", "flow")) -> Path:
+    """Saves a violence model that has learnt nothing, for clips of so many seconds."""
     torch.manual_seed(0)
     card = ModelCard(
         kind="classifier",
-        model=ModelConfig(dim=8, encoders={name: EncoderConfig(backbone="test_convnext") for name in ("rgb", "flow")}),
-        clip=ClipConfig(modalities=("rgb", "flow"), frames=2, size=32, seconds=seconds),
+        model=ModelConfig(dim=8, encoders={name: EncoderConfig(backbone="test_convnext") for name in modalities}),
+        clip=ClipConfig(modalities=modalities, frames=2, size=32, seconds=seconds),
         task="violence",
         classes=("fight", "nofight"),
         positive="fight",

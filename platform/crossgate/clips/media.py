@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import av.error
@@ -24,6 +24,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from crossgate.clips.live import CHECK_STREAM, Live
 from crossgate.errors import UserError
 
 # One clip is one core's work: processes run side by side, and OpenCV's threads would fight over their cores.
@@ -33,7 +34,7 @@ SAMPLE_RATE = 16_000
 SILENCE = 1e-4
 """Peak below which a track is digital silence: codecs turn exact zeros into a few millionths."""
 
-Source = str | Path | bytes
+Source = str | Path | bytes | Live
 
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,ogg,flac,wav,mp3,aac,flv,asf,mjpeg,h264,hevc,ivf,gif,yuv4mpegpipe"
 
@@ -76,6 +77,8 @@ class MediaInfo:
 
 def name_of(source: Source) -> str:
     """Returns the name of a source for messages."""
+    if isinstance(source, Live):
+        return source.name
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
@@ -86,7 +89,7 @@ def open_media(
     """Opens a path or the bytes of a file; decoding errors inside the block become `UserError`.
 
     Args:
-        source: path or bytes.
+        source: path or bytes; a live stream is open already, and stays so.
         limits: what is refused.
         container_format: ffmpeg's name of the only format that will do; None: any harmless one.
 
@@ -94,6 +97,10 @@ def open_media(
         UserError: missing, unreadable, not a media file, or beyond the limits.
     """
     where = name_of(source)
+    if isinstance(source, Live):
+        with decoding(where, CHECK_STREAM):
+            yield cast(InputContainer, source)
+        return
     file: io.BytesIO | str
     if isinstance(source, bytes):
         size, file = len(source), io.BytesIO(source)
@@ -105,22 +112,31 @@ def open_media(
         size, file = path.stat().st_size, f"file:{path}"
     if size > limits.bytes:
         raise UserError(f"file of {size} bytes", where=where, expected=f"at most {limits.bytes}")
+    # `max_pixels` also binds the decoders that look into the streams while the file is being opened.
+    options = {"format_whitelist": _FORMATS, "max_pixels": str(limits.pixels)}
+    with (
+        decoding(where),
+        av.open(file, format=container_format, metadata_errors="replace", options=options) as container,
+    ):
+        assert isinstance(container, InputContainer)
+        seconds = (container.duration or 0) / av.time_base
+        if seconds > limits.seconds:
+            raise UserError(f"lasts {seconds:.0f} s", where=where, expected=f"at most {limits.seconds:.0f} s")
+        for stream in container.streams.video:
+            if stream.codec_context is not None:  # else no decoder knows it, and it has no size either
+                check_pixels(stream.width, stream.height, limits, where)
+                stream.codec_context.options = {"max_pixels": str(limits.pixels)}
+        yield container
+
+
+@contextmanager
+def decoding(where: str, cure: str = "replace or repair the file") -> Iterator[None]:
+    """Turns what FFmpeg says of a source into a `UserError`."""
     try:
-        # `max_pixels` also binds the decoders that look into the streams while the file is being opened.
-        options = {"format_whitelist": _FORMATS, "max_pixels": str(limits.pixels)}
-        with av.open(file, format=container_format, metadata_errors="replace", options=options) as container:
-            assert isinstance(container, InputContainer)
-            seconds = (container.duration or 0) / av.time_base
-            if seconds > limits.seconds:
-                raise UserError(f"lasts {seconds:.0f} s", where=where, expected=f"at most {limits.seconds:.0f} s")
-            for stream in container.streams.video:
-                if stream.codec_context is not None:  # else no decoder knows it, and it has no size either
-                    check_pixels(stream.width, stream.height, limits, where)
-                    stream.codec_context.options = {"max_pixels": str(limits.pixels)}
-            yield container
+        yield
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__
-        raise UserError(f"not decodable ({reason})", where=where, cure="replace or repair the file") from None
+        raise UserError(f"not decodable ({reason})", where=where, cure=cure) from None
     except (OSError, EOFError) as error:
         raise UserError(f"not readable ({error})", where=where) from None
 

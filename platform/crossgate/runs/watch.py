@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossgate.clips.extract import RawClip, iter_clips
-from crossgate.clips.media import SAMPLE_RATE, Limits
+from crossgate.clips.live import CHECK_STREAM, SCHEMES, Live, shown
+from crossgate.clips.media import SAMPLE_RATE, Limits, Source, decoding
 from crossgate.clips.tensors import clip_tensors
 from crossgate.config import TrackingConfig
 from crossgate.errors import UserError
@@ -84,7 +86,8 @@ class Watch:
 
     Args:
         model: ``models:/NAME@ALIAS``, or the directory of a run or model.
-        video: path, or http(s) or s3 URL, which is fetched whole.
+        video: path, http(s) or s3 URL, which is fetched whole, or the URL of a live stream (`clips.live.SCHEMES`).
+        live: an http(s) URL is a live stream too.
         stride: windows begin so many to a window's length (2: each overlaps half of the one before).
         label: watched class (empty: the model's positive one).
         on: score from which the alarm rings (None: that from which the model answers with the class).
@@ -107,6 +110,7 @@ class Watch:
         off: float | None = None,
         after: int = 2,
         tracking_uri: str = "",
+        live: bool = False,
     ) -> None:
         with ExitStack() as opened:
             registered = model.startswith("models:/")
@@ -116,7 +120,15 @@ class Watch:
         self.label = label or card.positive
         if self.label not in card.classes:
             raise UserError(f"no class '{self.label}'", where="--label", expected=", ".join(card.classes))
-        self._video = resolve(video, Settings(megabytes=8 << 10)).video
+        self._limits = Limits(seconds=_DAY)
+        self._video: Source
+        if live or video.split("://", 1)[0] in SCHEMES:
+            self._limits = Limits(seconds=math.inf)
+            with decoding(shown(video), CHECK_STREAM):
+                sound = "audio" in self._predictor.modalities
+                self._video = Live(video, pixels=self._limits.pixels, sound=sound)
+        else:
+            self._video = resolve(video, Settings(megabytes=8 << 10)).video
         self._stride = stride
         if on is None:
             on = min(1.0, card.threshold) if self.label == card.positive else 0.5
@@ -131,13 +143,20 @@ class Watch:
         return self.seconds / self.busy if self.busy else 0.0
 
     def __iter__(self) -> Iterator[Moment]:
+        try:
+            yield from self._moments()
+        finally:
+            if isinstance(self._video, Live):
+                self._video.close()
+
+    def _moments(self) -> Iterator[Moment]:
         clip = self._predictor.card.clip
         pieces = iter_clips(
             self._video,
             seconds=clip.seconds / self._stride,
             short_side=max(128, clip.size),
             modalities={*self._predictor.modalities} - {"depth"},
-            limits=Limits(seconds=_DAY),
+            limits=self._limits,
         )
         held: list[RawClip] = []
         count = 0
