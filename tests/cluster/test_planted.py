@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     """Kills the search and everything that it started, all at once."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for one in family:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            one.kill()
     psutil.wait_procs(family, timeout=20)
 
 
