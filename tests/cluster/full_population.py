@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "training")]
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "training")]
-
+from families import kill_family  # noqa: E402
 from planted_run import tree  # noqa: E402
 from search_checks import check_nesting  # noqa: E402
 
@@ -44,10 +44,7 @@ def live(output: Path, kills: tuple[int, ...]) -> dict[str, Any]:
         while process.poll() is None and begun(folder) < limit:
             time.sleep(0.05)
         if process.poll() is None:
-            family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-            for one in family:
-                one.kill()
-            psutil.wait_procs(family, timeout=20)
+            kill_family(process.pid)
         assert limit < sys.maxsize or process.returncode == 0, (output / "log").read_text()[-2000:]
     check_nesting(f"sqlite:///{output / 'mlflow.db'}", folder)
     board = json.loads((folder / "leaderboard.json").read_text())

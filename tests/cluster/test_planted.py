@@ -9,12 +9,11 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from families import kill_family
 from planted_run import GATE, run_trial, tree
 from search_checks import check_nesting, check_values, ended
 
@@ -36,15 +35,6 @@ def start(recipe: Path, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, SCRIPT, recipe], stdout=file, stderr=file)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kills the search and everything that it started, all at once."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in family:
-        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
-            one.kill()
-    psutil.wait_procs(family, timeout=20)
-
-
 def test_a_killed_search_over_eight_gates_goes_on_and_names_one_that_adapts(tmp_path: Path, ray_cluster: Any) -> None:
     space = {GATE: [*FIXED, *ADAPTING], "optim.lr": {"low": 0.005, "high": 0.02, "log": True}}
     keys = {"space": space, "samples": 10, "searcher": "optuna", "scheduler": "asha", "reduction": 2.0}
@@ -54,7 +44,7 @@ def test_a_killed_search_over_eight_gates_goes_on_and_names_one_that_adapts(tmp_
     while first.poll() is None and len(ended(folder)) < 4:
         time.sleep(0.1)
     assert first.poll() is None, log.read_text()[-2000:]
-    kill(first)
+    kill_family(first.pid)
     before = ended(folder)
     search(parse_recipe(json.loads(recipe.read_text())), "planted_run:run_trial")
 

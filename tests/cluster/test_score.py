@@ -12,8 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
+from families import kill_family
 from tiny_road import tiny_classifier
 
 from crossgate.cluster.score import score, score_here
@@ -77,10 +77,7 @@ def test_a_killed_job_is_submitted_again_and_every_video_is_there_once(model, vi
     while first.poll() is None and len(list(out.glob("part-*.json"))) < 3:
         time.sleep(0.02)
     assert first.poll() is None, (tmp_path / "log").read_text()[-2000:]
-    family = [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]
-    for one in family:
-        one.kill()
-    psutil.wait_procs(family, timeout=20)
+    kill_family(first.pid)
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.json")}
     assert 3 <= len(kept) < VIDEOS and not (out / "scores.json").exists()
 
