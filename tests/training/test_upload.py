@@ -55,7 +55,9 @@ def test_a_lost_folder_comes_back_from_the_store(copied, uploaded, capsys):
         path.unlink()
     result = run_fit(recipe(copied), validated=False)
     assert result.resumed_from == 8
-    assert "step-00000008, the newest whole checkpoint" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"took checkpoint step-00000008 from {copied / 'store' / 'run'}" in said
+    assert "step-00000008, the newest whole checkpoint" in said
     assert losses(copied / "runs", "run") == pytest.approx(losses(uploaded / "runs", "run")[8:], rel=0, abs=2e-6)
 
 

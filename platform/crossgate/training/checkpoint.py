@@ -206,7 +206,7 @@ def verify(path: Path) -> Checkpoint:
             raise _other_version(path, f"it has format {version}, not {FORMAT}")
         manifest = Manifest(**described)
     except FileNotFoundError:
-        raise Damaged("no manifest, so it was never finished") from None
+        raise Damaged("no manifest, so it was never finished" if path.is_dir() else "it is not there") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Damaged(f"unreadable manifest ({error})") from None
     for name, expected in manifest.files.items():

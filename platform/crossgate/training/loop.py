@@ -214,14 +214,18 @@ class _Run:
             where = "the run is complete" if self.step >= self.total else f"going on to step {self.total}"
             self.line.say(f"resumed from {checkpoint.path}, the newest whole checkpoint; {where}")
         else:
-            self.line.say(f"starting at step 0 of {self.total}: no checkpoint yet in {self.run_dir}")
+            why = f"none of {len(refused)} checkpoints can be used" if refused else "no checkpoint yet"
+            self.line.say(f"starting at step 0 of {self.total}: {why} in {self.run_dir}")
         if self.world.leads:
             self.file = MetricsFile(self.run_dir, resume_step=self.step)
 
     def _newest(self) -> tuple[Checkpoint | None, list[str]]:
         checkpoint, refused = newest_whole(self.run_dir)
         if self.store:
-            checkpoint, elsewhere = bring_newest(self.run_dir, self.store, checkpoint)
+            local = checkpoint
+            checkpoint, elsewhere = bring_newest(self.run_dir, self.store, local)
+            if checkpoint is not None and checkpoint is not local:
+                self.line.say(f"took checkpoint {checkpoint.path.name} from {self.store.url}")
             refused += elsewhere
         if checkpoint and self.uploader:
             self.uploader.catch_up(checkpoint.path)
