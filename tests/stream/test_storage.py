@@ -6,12 +6,14 @@ import contextlib
 import errno
 import http.server
 import pickle
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from crossgate.errors import Unreachable, UserError
 from crossgate.stream import storage
@@ -150,6 +152,29 @@ def test_only_what_comes_without_counts_against_signed_urls(store: Store, monkey
     for _ in range(storage._SIGNED_TRIES):
         assert reader.read(["a.tar"], [0], [9]) == [bytes(9)]
     assert reader._failed == storage._SIGNED_TRIES
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that takes connections and never says a word, not even that a body may be sent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+        monkeypatch.setattr(storage, "PATIENCE", 0.5)
+        monkeypatch.setattr(storage, "DEADLINE", 1.0)
+        S3FileSystem.clear_instance_cache()  # it remembers where the store was
+        yield
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("size", [0, 1000, storage.PART + 1])
+@pytest.mark.timeout(60)
+def test_what_a_store_never_takes_is_given_up(silent, tmp_path: Path, monkeypatch, size: int) -> None:
+    monkeypatch.setattr(storage, "SLOWEST", 1 << 30)
+    (tmp_path / "file").write_bytes(bytes(size))
+    with pytest.raises(Unreachable, match="s3://bucket/runs/name: storage failed"):
+        Store("s3://bucket/runs").put("name", tmp_path / "file")
 
 
 # ---- http --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
+import fsspec.asyn
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from crossgate.config.base import NO_CREDENTIALS, has_credentials
@@ -38,6 +39,8 @@ PIECE = 4 << 20
 """Bytes asked for in one request at most: a body that breaks off is fetched again from its last whole piece on."""
 PART = 16 << 20
 """Bytes sent in one request at most, up to 160 GB a file: a part that breaks off is sent again, and no other."""
+SLOWEST = 128 << 10
+"""Bytes a second below which what is sent counts as stuck: s3fs waits for ever for a server's leave to send a body."""
 
 _SCHEMES = ("file", "s3", "http", "https")
 _CONNECTIONS = 32
@@ -248,7 +251,7 @@ class Store:
         size = source.stat().st_size
         with self._explained(name):
             if size <= PART:
-                self._attempt(lambda: self.fs.put_file(str(source), self.path(name)))
+                self._attempt(lambda: self._sent(size, self.fs._put_file, str(source), self.path(name)))
             else:
                 self._upload_parts(name, source, size, max(PART, -(-size // _MOST_PARTS)))
 
@@ -256,13 +259,16 @@ class Store:
         """Sends a file in parts, some at once, each with tries and a deadline of its own."""
         bucket, key, _ = self.fs.split_path(self.path(name))
         place = {"Bucket": bucket, "Key": key}
-        place["UploadId"] = self._attempt(lambda: self.fs.call_s3("create_multipart_upload", **place))["UploadId"]
+        place["UploadId"] = self._attempt(lambda: self._sent(0, self.fs._call_s3, "create_multipart_upload", **place))[
+            "UploadId"
+        ]
 
         def send(number: int) -> dict[str, Any]:
             with source.open("rb") as file:
                 file.seek((number - 1) * part)
                 body = file.read(part)
-            sent = self._attempt(lambda: self.fs.call_s3("upload_part", **place, PartNumber=number, Body=body))
+            told = {**place, "PartNumber": number, "Body": body}
+            sent = self._attempt(lambda: self._sent(len(body), self.fs._call_s3, "upload_part", **told))
             return {"PartNumber": number, "ETag": sent["ETag"]}
 
         try:
@@ -270,14 +276,24 @@ class Store:
                 parts = list(pool.imap(send, range(1, -(-size // part) + 1)))
             whole = {"Parts": parts}
             try:
-                self._attempt(lambda: self.fs.call_s3("complete_multipart_upload", **place, MultipartUpload=whole))
+                self._attempt(
+                    lambda: self._sent(0, self.fs._call_s3, "complete_multipart_upload", **place, MultipartUpload=whole)
+                )
             except OSError:  # a first answer may be lost, and a second one then knows no such upload
                 if self._attempt(lambda: self.fs.info(self.path(name)))["ETag"].strip('"') != _tag_of_parts(parts):
                     raise
         except BaseException:
             with suppress(Exception):  # what cannot be thrown away now, the bucket's own rules do later
-                self.fs.call_s3("abort_multipart_upload", **place)
+                self._sent(0, self.fs._call_s3, "abort_multipart_upload", **place)
             raise
+
+    def _sent(self, size: int, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """Runs a coroutine function of the file system, for as long as a body of that size may take."""
+        seconds = PATIENCE + size / SLOWEST
+        try:
+            return fsspec.asyn.sync(self.fs.loop, call, *args, timeout=seconds, **named)
+        except fsspec.asyn.FSTimeoutError as error:
+            raise TimeoutError(f"{size} bytes were not taken within {seconds:.0f} s") from error
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
