@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import importlib
 import json
 import math
 import multiprocessing
@@ -58,7 +57,7 @@ HEAD = [
     "| what goes wrong | the first start ends with | the next one goes on from step | |",
     "| --- | --- | ---: | --- |",
 ]
-SLOW_TO_IMPORT = (
+SLOW_TO_IMPORT = (  # once, and not in every rank of every start
     "alembic.command",
     "deepspeed.runtime.zero.stage_1_and_2",
     "mlflow.store.tracking.sqlalchemy_store",
@@ -184,7 +183,9 @@ def break_something(fault: str, rank: int, run_dir: Path) -> Callable[[int], Non
 def start(recipe: Recipe, fault: str = "", meanwhile: Callable[[], None] = lambda: None) -> list[int]:
     """Starts all ranks and returns how they ended; when one dies the others are ended, as torchrun does."""
     port = free_port()
-    context = multiprocessing.get_context("fork")
+    # From a clean process: a fork of this one would share, and spoil, what its connections to the store wait on.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", *SLOW_TO_IMPORT])
     ranks = [context.Process(target=rank_of_run, args=(recipe, rank, port, fault)) for rank in range(RANKS)]
     for process in ranks:
         process.start()
@@ -393,8 +394,6 @@ def main() -> None:
     options = parser.parse_args()
     environment.prepare_deepspeed(0, cpu=True)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    for slow_to_import in SLOW_TO_IMPORT:  # once, and not in every rank of every start
-        importlib.import_module(slow_to_import)
     with tempfile.TemporaryDirectory() as folder, (no_servers if options.short else servers)(Path(folder)) as site:
         calm = site.recipe("undisturbed")
         if any(start(calm)):
