@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 128 + signal.SIGINT
 DATA, RUNS, MODELS, CLUSTER = "Clips and shards", "Runs", "Models", "Kubernetes"
 
 RecipeFile = Annotated[Path, typer.Option("--config", "-c", help="Recipe (YAML); see jobs/recipes.")]
@@ -478,12 +480,14 @@ def run_job(*words: str) -> None:
 
 
 def main() -> None:
-    """Runs the command line; a `UserError` becomes one line and exit status 2."""
+    """Runs the command line; a `UserError` becomes one line and exit status 2, Ctrl-C one and 130."""
     try:
         app()
     except UserError as error:
         typer.echo(f"crossgate: {error}", err=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:  # the library of the command line turns the one into the other
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
         typer.echo("crossgate: stopped", err=True)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None

@@ -41,3 +41,9 @@ def deadly_tensors(members, clip, augment, seed):
     if members["rgb.bin"] == b"9":
         os.kill(os.getpid(), signal.SIGKILL)
     return number_tensors(members, clip, augment, seed)
+
+
+def interrupted_tensors(members, clip, augment, seed):
+    """The same in the midst of a Ctrl-C, which a terminal sends to every process of the run."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return number_tensors(members, clip, augment, seed)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_corpora import add_clip, write_corpus
-from stub_codec import deadly_tensors, number_tensors
+from stub_codec import deadly_tensors, interrupted_tensors, number_tensors
 
 from crossgate.batch import ClipBatch
 from crossgate.config import AugmentConfig, ClipConfig, DataConfig
@@ -272,6 +272,11 @@ def test_a_shard_that_changed_stops_the_run_with_its_name(spoilt: Index, workers
 def test_a_killed_worker_is_one_line_and_no_wait(index: Index) -> None:
     with pytest.raises(UserError, match="data.loader_workers: a decoding process died"):
         take(make(index, tail="wrap", loader_workers=2, decode=deadly_tensors), 3)
+
+
+def test_ctrl_c_is_left_to_the_trainer(index: Index) -> None:
+    parts = take(make(index, tail="wrap", loader_workers=2, decode=interrupted_tensors), 3)
+    assert all(map(same, parts, take(make(index, tail="wrap"), 3)))
 
 
 def test_a_lost_shard_is_named(spoilt: Index) -> None:

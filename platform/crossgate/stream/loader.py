@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -384,6 +385,7 @@ def _arrived(unit: Unit, clips: Future[list[FetchedClip]]) -> tuple[Unit, list[F
 
 def _begin(values: dict[str, str], worker: int) -> None:
     end_with_parent()  # torch's own watch is for the server that forks workers, which outlives a killed trainer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the trainer, which saves first
     environment.restore(values)
 
 

@@ -41,7 +41,7 @@ from crossgate.training.nonfinite import NonFinitePolicy, Verdict
 from crossgate.training.profile import StepProfile
 from crossgate.training.progress import ProgressLine
 from crossgate.training.randomness import random_states_kept
-from crossgate.training.requests import STOP, Requests, heeding_sigterm
+from crossgate.training.requests import STOP, Requests, heeding_signals
 from crossgate.training.schedule import LearningRates
 from crossgate.training.trace import StepTrace
 from crossgate.training.upload import GRACE_S, Uploader, checkpoint_store
@@ -146,13 +146,13 @@ def fit(
 
     Raises:
         UserError: for a run directory of another recipe, a loss that is not finite, a disk that is full.
-        Preempted: after SIGTERM, when everything is saved.
+        Preempted: after SIGTERM or Ctrl-C, when everything is saved.
     """
     stretch = stretch or Stretch(recipe, recipe)
     claim_run_dir(run_dir, stretch.whole, world)
     torch.manual_seed(recipe.run.seed + world.rank)  # each rank its own dropout; weights come from rank 0
     run = _Run(task, loader, stretch, run_dir, world, tracker, validate, selection or Selection())
-    with run.line, heeding_sigterm() as requests:
+    with run.line, heeding_signals() as requests:
         run.resume()
         run.train(requests)
         return run.finish(save_model)
@@ -284,7 +284,7 @@ class _Run:
         if stopped:
             self.line.say(f"stopped at step {self.step} as asked; saved; start the run again to go on")
             self._finish_upload(GRACE_S)
-            raise Preempted(143)
+            raise Preempted(requests.status)
 
     def _do_what_is_due(self) -> None:
         """Logs, validates and saves where this step is one of those."""

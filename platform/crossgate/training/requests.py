@@ -15,9 +15,13 @@ class Requests:
 
     def __init__(self) -> None:
         self._stop, self._save, self._saved = threading.Event(), threading.Event(), threading.Event()
+        self.status = 128 + signal.SIGTERM
+        """What a process ends with that was asked to stop."""
 
-    def ask_to_stop(self) -> None:
-        """Asks the run to save and stop."""
+    def ask_to_stop(self, signum: int = signal.SIGTERM) -> None:
+        """Asks the run to save and stop, in the name of a signal."""
+        if not self._stop.is_set():
+            self.status = 128 + signum
         self._stop.set()
 
     def ask_to_save(self) -> None:
@@ -53,17 +57,28 @@ REQUESTS = Requests()
 
 
 @contextmanager
-def heeding_sigterm() -> Iterator[Requests]:
-    """Gives the process's requests, among which SIGTERM counts as one to stop.
+def heeding_signals() -> Iterator[Requests]:
+    """Gives the process's requests, among which SIGTERM and a first Ctrl-C count as one to stop.
 
-    Where this is not the main thread (Ray's training threads) no handler can be set, and whoever owns that one does.
+    A second Ctrl-C is not waited for. Where this is not the main thread (Ray's training threads) no handler can be set,
+    and whoever owns that one does.
     """
     if threading.current_thread() is not threading.main_thread():
         yield REQUESTS
         return
     REQUESTS.begin()
-    before = signal.signal(signal.SIGTERM, lambda *_: REQUESTS.ask_to_stop())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    impatient = before[signal.SIGINT]
+
+    def interrupted(number: int, _: object) -> None:
+        REQUESTS.ask_to_stop(number)
+        signal.signal(signal.SIGINT, impatient)
+
+    signal.signal(signal.SIGTERM, lambda *_: REQUESTS.ask_to_stop())
+    if callable(impatient):  # not where a shell had it ignored, as it does for what runs in the background
+        signal.signal(signal.SIGINT, interrupted)
     try:
         yield REQUESTS
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
