@@ -42,6 +42,7 @@ def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path) -> 
         assert name in text, name
     stored, _ = read_results(folder / "results.json")
     assert stored["test/study/uniform_mean/accuracy"] == metrics["test/study/uniform_mean/accuracy"]
+    assert stored["test/study/over_uniform"] in [stored[f"test/study/{gate}/over_uniform"] for gate in GATES]
     kept = list((tmp_path / "kept").glob("*.safetensors"))
     assert len(kept) == 6, "three parts, of these encoders and of random ones"
 

@@ -122,6 +122,8 @@ def present_study(found: Findings) -> Evaluation:
         done.put(metric_name("test", "study", line.name, found.metric), line.score)
         if line.difference is not None:
             done.put(metric_name("test", "study", line.name, "over_uniform"), line.difference)
+            if line.name == found.chosen:
+                done.put(metric_name("test", "study", "over_uniform"), line.difference)
         if line.gap is not None:
             done.put(metric_name("test", "study", line.name, "gap_recovered"), line.gap)
         if line.ungated is not None:

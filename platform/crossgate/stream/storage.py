@@ -259,9 +259,8 @@ class Store:
         """Sends a file in parts, some at once, each with tries and a deadline of its own."""
         bucket, key, _ = self.fs.split_path(self.path(name))
         place = {"Bucket": bucket, "Key": key}
-        place["UploadId"] = self._attempt(lambda: self._sent(0, self.fs._call_s3, "create_multipart_upload", **place))[
-            "UploadId"
-        ]
+        begun = self._attempt(lambda: self._sent(0, self.fs._call_s3, "create_multipart_upload", **place))
+        place["UploadId"] = begun["UploadId"]
 
         def send(number: int) -> dict[str, Any]:
             with source.open("rb") as file:
@@ -274,11 +273,9 @@ class Store:
         try:
             with ThreadPool(_PARTS_AT_ONCE) as pool:  # of daemons: a process that must end waits for none of them
                 parts = list(pool.imap(send, range(1, -(-size // part) + 1)))
-            whole = {"Parts": parts}
-            try:
-                self._attempt(
-                    lambda: self._sent(0, self.fs._call_s3, "complete_multipart_upload", **place, MultipartUpload=whole)
-                )
+            whole = {**place, "MultipartUpload": {"Parts": parts}}
+            try:  # a store may take its time over joining a large file
+                self._attempt(lambda: self._sent(size, self.fs._call_s3, "complete_multipart_upload", **whole))
             except OSError:  # a first answer may be lost, and a second one then knows no such upload
                 if self._attempt(lambda: self.fs.info(self.path(name)))["ETag"].strip('"') != _tag_of_parts(parts):
                     raise
