@@ -1,0 +1,247 @@
+"""The whole study of docs/gates.md by one command: what gating, fusion and pretraining are worth, in one page.
+
+    python benchmarks/study.py [--out study] [--corpus violence=V.csv --corpus action=A.csv] [--seeds 5]
+                               [--demo demo] [--short]
+
+On generated clips: every gate on frozen encoders (half of the clips spoiled, action and violence; none spoiled), then
+encoders trained end to end, from scratch and from a pretraining of every seed, and each self-supervised task alone
+and mixed (`pretext.py`). With manifests of real clips: pretraining and every gate on them. Everything runs through
+the commands that a user would type, which are printed; what is finished is not run again, nor a demo that is there.
+Some hours on two cores; `--short` takes minutes, shows that all of it works, and measures nothing. Tables go to
+OUT/study.md, figures stay beside each run. The last line is one JSON object: for each study the points of the gate
+that validation chose over uniform averaging, with their interval, and for each way end to end its accuracy, a mean
+over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from crossgate.evaluation import read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "jobs" / "recipes"
+REAL_EPOCHS = {"violence": 40, "action": 12}
+REAL_MODALITIES = {"violence": "[rgb,flow,audio]", "action": "[rgb,flow]"}
+BASELINE = "averaging, from scratch"
+ENDS = {  # way -> (pretraining, settings)
+    BASELINE: ("", "model.fusion.name=average_probabilities"),
+    "mean of features, from scratch": ("", "model.fusion.name=mean"),
+    "sigmoid gate, from scratch": ("", "model.fusion.name=sigmoid"),
+    "averaging, pretrained": ("contrast", "model.fusion.name=average_probabilities"),
+    "mean of features, pretrained": ("contrast", "model.fusion.name=mean"),
+    "sigmoid gate, pretrained": ("contrast", "model.fusion.name=sigmoid"),
+    "sigmoid gate and MMTM, pretrained": ("contrast", "model.fusion.name=sigmoid model.exchange.name=mmtm"),
+    "sigmoid gate, pretrained with agreement": ("agreement", "model.fusion.name=sigmoid"),
+}
+PRETRAININGS = {"contrast": "", "agreement": "pretrain.agreement=8"}
+
+
+@dataclass
+class Study:
+    """Where everything goes, and how much of it is done.
+
+    Attributes:
+        out: folder of clips, shards, runs and the page.
+        demo: folder of `crossgate demo`, which is run where it is not finished.
+        seeds: of heads and gates, and of everything end to end.
+        short: next to nothing is trained.
+    """
+
+    out: Path
+    demo: Path
+    seeds: int
+    short: bool
+
+    @property
+    def clips(self) -> int:
+        return 96 if self.short else 960
+
+    def call(self, *words: object) -> None:
+        """Runs a command of crossgate and says how long it took; its output goes to OUT/log.txt."""
+        command = [sys.executable, "-m", "crossgate", *map(str, words)]
+        self._timed(command, "crossgate " + " ".join(map(str, words)))
+
+    def script(self, name: str, *words: object) -> None:
+        """Runs another benchmark."""
+        self._timed([sys.executable, str(ROOT / "benchmarks" / name), *map(str, words)], f"python benchmarks/{name}")
+
+    def _timed(self, command: list[str], shown: str) -> None:
+        begun = time.monotonic()
+        print(shown, file=sys.stderr, flush=True)
+        with (self.out / "log.txt").open("a") as log:
+            ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        if ended:
+            sys.exit(f"it ended with {ended}; see {log.name}")
+        print(f"    {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+
+    def run(self, kind: str, recipe: Path, name: str, *settings: object) -> Path:
+        """Runs a recipe under a name, unless it is finished, and returns the run's folder."""
+        folder = self.out / "runs" / name
+        if not (folder / "results.json").exists():
+            where = [f"run.output={folder.parent}", f"run.name={name}", "tracking.enabled=false"]
+            self.call(kind, "--config", recipe, *where, *settings)
+        return folder
+
+    # ---- data ------------------------------------------------------------------------------------------------
+
+    def shards(self, name: str, *how: object) -> Path:
+        """Returns packed generated clips of scenes that the demo does not have."""
+        if not (self.out / name / "shards" / "index.json").exists():
+            self.call("synth", self.out / name, "--clips", self.clips, "--seed", 1, *how)
+            self.call("pack", self.out / name / "manifest.csv", self.out / name / "shards")
+        return self.out / name / "shards"
+
+    def of_demo(self, name: str) -> Path:
+        """Returns a folder of the demo's: its runs, its recipes, its shards."""
+        if not (self.demo / "results.json").exists():
+            self.call("demo", "--out", self.demo, *(["--quick"] if self.short else []))
+        return self.demo / name
+
+    # ---- studies ---------------------------------------------------------------------------------------------
+
+    def gates(self, name: str, index: Path, encoders: Path, task: str, *settings: object) -> Path:
+        """Runs every gate on frozen encoders."""
+        size = [f"study.seeds={self.seeds}", f"finetune.features={self.out / 'features'}"]
+        if self.short:
+            size += ["study.seeds=2", "study.steps=6", "study.eval_every=3", "study.noise=[1.0]", "study.labels=[1.0]"]
+        data = [f"data.index={index}", f"finetune.init={encoders}", f"finetune.task={task}"]
+        return self.run("study", RECIPES / "study.yaml", name, *data, *settings, *size)
+
+    def generated(self) -> dict[str, Path]:
+        """The generated clips: half of them spoiled, and none."""
+        encoders = next(self.of_demo("runs").glob("pretrain-*"))
+        half, clean = self.shards("half-spoiled"), self.shards("clean", "--degraded", 0)
+        short = ["study.steps=150", "study.eval_every=15"]
+        return {
+            "Generated clips, half of them spoiled: action": self.gates(
+                "half-action", half, encoders, "action", *short
+            ),
+            "The same clips, none spoiled: action": self.gates("clean-action", clean, encoders, "action", *short),
+            "Generated clips, half of them spoiled: violence": self.gates(
+                "half-violence", half, encoders, "violence", *short
+            ),
+        }
+
+    def real(self, task: str, manifest: Path) -> Path:
+        """Pretraining and every gate on real clips."""
+        index = self.out / f"real-{task}"
+        if not (index / "index.json").exists():
+            self.call("pack", manifest, index)
+        splits = json.loads((index / "index.json").read_text())["splits"]
+        names = "[train,unlabelled]" if "unlabelled" in splits else "[train]"
+        epochs = 1 if self.short else REAL_EPOCHS[task]
+        settings = [f"data.index={index}", f"data.train={names}", f"training.epochs={epochs}"]
+        modalities = f"data.clip.modalities={REAL_MODALITIES[task]}"
+        encoders = self.run("pretrain", RECIPES / "small-pretrain.yaml", f"pretrain-{task}", *settings, modalities)
+        return self.gates(f"real-{task}-study", index, encoders, task)
+
+    def end_to_end(self) -> dict[str, list[float]]:
+        """Returns the test accuracies of every way, one a seed: everything about a run is drawn anew."""
+        recipes, index = self.of_demo("recipes"), self.shards("half-spoiled")
+        small = ["data.clip.size=32", "data.clip.mels=32", "cluster.workers=1", "cluster.launcher=local"]
+        small += ["training.epochs=1" if self.short else "training.epochs=6", "evaluation.bootstrap=200"]
+        ways = dict(list(ENDS.items())[::3]) if self.short else ENDS
+        found: dict[str, list[float]] = {way: [] for way in ways}
+        for seed in range(2 if self.short else self.seeds):
+            encoders = {"": ""}
+            for name in {pretraining for pretraining, _ in ways.values() if pretraining}:
+                folder = f"pretrain-{name}-{seed}"
+                chosen = [*small, f"run.seed={seed}", *PRETRAININGS[name].split()]
+                encoders[name] = str(self.run("pretrain", recipes / "pretrain.yaml", folder, *chosen))
+            for number, (way, (pretraining, settings)) in enumerate(ways.items()):
+                chosen = [*small, f"data.index={index}", f"run.seed={seed}", f'finetune.init="{encoders[pretraining]}"']
+                chosen += ["optim.lr=1e-3", *settings.split()]
+                done = self.run("finetune", recipes / "finetune-action.yaml", f"end-{number}-{seed}", *chosen)
+                found[way].append(read_results(done / "results.json")[0]["test/accuracy"])
+        return found
+
+    def pretext(self) -> Path:
+        """Each self-supervised task alone and mixed."""
+        page = self.out / "pretext.md"
+        if not page.exists():
+            short = ["--steps", 2, "--head-steps", 15] if self.short else []
+            self.script("pretext.py", "--index", self.of_demo("shards"), "--out", page, *short)
+        return page
+
+
+def spread(values: list[float], base: list[float] | None = None) -> str:
+    """Returns the mean over seeds in per cent, or the paired difference in points, with Student's 95 % interval."""
+    chosen = 100 * (np.array(values) - (0 if base is None else np.array(base)))
+    half = stats.t.ppf(0.975, len(chosen) - 1) * stats.sem(chosen)
+    sign = "" if base is None else "+"
+    return f"{chosen.mean():{sign}.1f} ({chosen.mean() - half:{sign}.1f} to {chosen.mean() + half:{sign}.1f})"
+
+
+def ends_table(found: dict[str, list[float]]) -> list[str]:
+    """Returns the table of what was trained end to end."""
+    lines = [
+        "| trained end to end | accuracy, % | points over averaging from scratch |",
+        "| --- | ---: | ---: |",
+    ]
+    base = found[BASELINE]
+    for way, values in found.items():
+        over = "" if way == BASELINE else spread(values, base)
+        lines.append(f"| {way} | {spread(values)} | {over} |")
+    return lines
+
+
+def page(study: Study, studies: dict[str, Path], found: dict[str, list[float]], pretext: Path) -> str:
+    """Returns all tables."""
+    lines = [f"# The study ({datetime.date.today()}{', a short one, which measures nothing' * study.short})", ""]
+    for title, folder in studies.items():
+        lines += [f"## {title}", "", (folder / "study.md").read_text().strip(), ""]
+    lines += [
+        "## Trained end to end",
+        "",
+        f"Action, half of the clips spoiled, 32 pixels. {study.seeds} seeds of everything:",
+    ]
+    lines += ["pretraining, heads, order of clips. Intervals are Student's over the seeds, on the same test clips.", ""]
+    lines += [*ends_table(found), "", "## Each self-supervised task alone and mixed", "", pretext.read_text().strip()]
+    return "\n".join(lines) + "\n"
+
+
+def figures(studies: dict[str, Path], found: dict[str, list[float]]) -> dict[str, list[float] | float]:
+    """Returns the few numbers that matter: points of each study's chosen gate with interval, accuracies end to end."""
+    few: dict[str, list[float] | float] = {}
+    for title, folder in studies.items():
+        metrics, _ = read_results(folder / "results.json")
+        names = [f"test/study/over_uniform{end}" for end in ("", "_low", "_high")]
+        few[title] = [round(100 * metrics[name], 1) for name in names if name in metrics]  # few groups: no interval
+    return few | {way: round(100 * float(np.mean(values)), 1) for way, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("study"), help="folder for everything")
+    parser.add_argument("--demo", type=Path, help="folder of a demo (default: in OUT)")
+    parser.add_argument("--corpus", action="append", default=[], metavar="TASK=MANIFEST", help="real clips of a task")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--short", action="store_true", help="next to no training: does all of it work?")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    study = Study(options.out.resolve(), (options.demo or options.out / "demo").resolve(), options.seeds, options.short)
+    studies = study.generated()
+    for task, manifest in (one.split("=", 1) for one in options.corpus):
+        studies[f"Real clips: {task}"] = study.real(task, Path(manifest).resolve())
+    found = study.end_to_end()
+    written = options.out / "study.md"
+    written.write_text(page(study, studies, found, study.pretext()))
+    print(written.read_text())
+    print(json.dumps(figures(studies, found)))
+
+
+if __name__ == "__main__":
+    main()
