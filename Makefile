@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow check format bench clean
+.PHONY: help install demo test test-slow check format study bench clean
 
 help:           ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,8 +38,11 @@ format: $(INSTALLED)  ## mend what the formatter and linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## every benchmark, results to benchmarks/results
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+study: $(INSTALLED)  ## what gating is worth, all of docs/gates.md again (hours): study/study.md
+	$(BIN)/python benchmarks/study.py
+
+bench: $(INSTALLED)  ## every other benchmark, results to benchmarks/results
+	for script in $(filter-out benchmarks/study.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:          ## remove the environment and made files
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

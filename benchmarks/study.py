@@ -123,15 +123,14 @@ class Study:
         """The generated clips: half of them spoiled, and none."""
         encoders = next(self.of_demo("runs").glob("pretrain-*"))
         half, clean = self.shards("half-spoiled"), self.shards("clean", "--degraded", 0)
-        short = ["study.steps=150", "study.eval_every=15"]
+        few = ["study.steps=150", "study.eval_every=15"]
+        half_action = self.gates("half-action", half, encoders, "action", *few)
+        clean_action = self.gates("clean-action", clean, encoders, "action", *few)
+        half_violence = self.gates("half-violence", half, encoders, "violence", *few)
         return {
-            "Generated clips, half of them spoiled: action": self.gates(
-                "half-action", half, encoders, "action", *short
-            ),
-            "The same clips, none spoiled: action": self.gates("clean-action", clean, encoders, "action", *short),
-            "Generated clips, half of them spoiled: violence": self.gates(
-                "half-violence", half, encoders, "violence", *short
-            ),
+            "Generated clips, half of them spoiled: action": half_action,
+            "The same clips, none spoiled: action": clean_action,
+            "Generated clips, half of them spoiled: violence": half_violence,
         }
 
     def real(self, task: str, manifest: Path) -> Path:
@@ -171,8 +170,8 @@ class Study:
         """Each self-supervised task alone and mixed."""
         page = self.out / "pretext.md"
         if not page.exists():
-            short = ["--steps", 2, "--head-steps", 15] if self.short else []
-            self.script("pretext.py", "--index", self.of_demo("shards"), "--out", page, *short)
+            short = ["--clips", self.clips, "--steps", 2, "--head-steps", 15]
+            self.script("pretext.py", "--out", page, *(short if self.short else ["--index", self.of_demo("shards")]))
         return page
 
 

@@ -80,3 +80,26 @@ def test_loader_is_compared_with_webdataset(tmp_path: Path) -> None:
     figures = json.loads(done.stdout.splitlines()[-1])
     assert {"local_vs_best", "s3_vs_best", "exactness_cost_pct", "resume_vs_start", "webdataset"} <= figures.keys()
     assert "| local disk | crossgate |" in (tmp_path / "loader.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_study_ends_with_its_page(tmp_path: Path) -> None:
+    made = ROOT / "demo"
+    demo = ["--demo", made] if (made / "results.json").exists() else []  # CI has just made it
+    command = [sys.executable, ROOT / "benchmarks" / "study.py", "--short", "--out", tmp_path / "study", *demo]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=850)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert [name for name, value in figures.items() if isinstance(value, float)] == [
+        "averaging, from scratch", "averaging, pretrained", "sigmoid gate and MMTM, pretrained",
+    ]  # fmt: skip
+    page = (tmp_path / "study" / "study.md").read_text()
+    for part in (
+        "none spoiled: action",
+        "spoiled: violence",
+        "truth of degradation",
+        "Trained end to end",
+        "synchrony",
+    ):
+        assert part in page, part
