@@ -105,6 +105,24 @@ def test_a_flipped_bit_is_found_and_the_one_before_used(copied, undisturbed, cap
     assert newest_whole(copied)[0].step == 12  # replaced by a good one
 
 
+def test_a_run_with_damaged_checkpoints_only_is_refused_and_left_as_it_is(copied):
+    for folder in (copied / "checkpoints").iterdir():
+        (folder / "random-00000.safetensors").unlink()
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as caught:
+        run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT)
+    for fragment in (
+        f"{copied / 'checkpoints'}: no checkpoint of this run is whole, of 3",
+        "(the newest: step-00000012: random-00000.safetensors is missing)",
+        "move this folder aside to start anew, or set another run.name",
+    ):
+        assert fragment in str(caught.value)
+    before.pop(copied / "recipe.yaml")
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+    (copied / "checkpoints").rename(copied / "aside")
+    assert run_fit(tiny_recipe(copied.parent, "run"), dropout=DROPOUT).resumed_from == 0
+
+
 @pytest.mark.parametrize("harm", ["truncate", "remove", "manifest"])
 def test_other_damage_is_named(copied, harm):
     folder = copied / "checkpoints" / "step-00000012"

@@ -91,6 +91,26 @@ def test_a_damaged_one_is_named_and_the_one_before_used(copied, harm, reason):
     assert run_fit(recipe(copied), validated=False).resumed_from == 8
 
 
+@pytest.mark.parametrize("local", ["damaged", "lost"])
+def test_damaged_in_the_store_as_well_is_refused(copied, local, capsys):
+    for piece in (copied / "store" / "run").glob("*random*"):
+        piece.write_bytes(b"")
+    if local == "lost":
+        shutil.rmtree(copied / "runs")
+    else:
+        for piece in (copied / "runs").rglob("random*"):
+            piece.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"no checkpoint of this run is whole.*and {copied}/store/run aside"):
+        run_fit(recipe(copied), validated=False)
+    assert len(stored_checkpoints(store(copied))) == 2
+
+
+def test_damaged_in_the_folder_only_is_taken_from_the_store(copied):
+    for piece in (copied / "runs").rglob("random*"):
+        piece.write_bytes(b"")
+    assert run_fit(recipe(copied), validated=False).resumed_from == 12
+
+
 def described_otherwise(folder: Path, **fields: object) -> None:
     manifest = folder / "store" / "run" / "step-00000012.manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | fields))

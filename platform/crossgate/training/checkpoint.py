@@ -177,6 +177,25 @@ def bring_newest(run_dir: Path, store: Store, newest: Checkpoint | None) -> tupl
     return newest, refused
 
 
+def refuse_all_damaged(run_dir: Path, store: Store | None, refused: list[str]) -> None:
+    """Refuses a start that would begin at step 0, and write over what is left of a run, since all of it is damaged.
+
+    Args:
+        refused: of `newest_whole` and `bring_newest`, which found none that is whole.
+
+    Raises:
+        UserError: when there are checkpoints; none at all is a run's beginning.
+    """
+    if not refused:
+        return
+    beside = f" and {store.url}" if store else ""
+    raise UserError(
+        f"no checkpoint of this run is whole, of {len(refused)} (the newest: {refused[0]})",
+        where=run_dir / "checkpoints",
+        cure=f"move this folder{beside} aside to start anew, or set another run.name",
+    )
+
+
 def bring(run_dir: Path, store: Store, step: int) -> str | None:
     """Downloads the checkpoint of a step and puts it in the place of what the run directory has of it.
 

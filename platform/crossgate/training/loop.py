@@ -28,6 +28,7 @@ from crossgate.training.checkpoint import (
     load_weights,
     newest_whole,
     prune,
+    refuse_all_damaged,
     restore,
     roll_back,
     save_checkpoint,
@@ -145,7 +146,8 @@ def fit(
             run's last step leaves a checkpoint there and the task as it was.
 
     Raises:
-        UserError: for a run directory of another recipe, a loss that is not finite, a disk that is full.
+        UserError: for a run directory of another recipe, or one with damaged checkpoints only, a loss that is not
+            finite, a disk that is full.
         Preempted: after SIGTERM or Ctrl-C, when everything is saved.
     """
     stretch = stretch or Stretch(recipe, recipe)
@@ -204,7 +206,11 @@ class _Run:
     # ---- start -------------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Goes to the newest whole checkpoint and says which and why."""
+        """Goes to the newest whole checkpoint and says which and why.
+
+        Raises:
+            UserError: when there are checkpoints and none is whole.
+        """
         checkpoint, refused = self.world.from_leader(self._newest() if self.world.leads else None)
         for reason in refused:
             self.line.say(f"passed over checkpoint {reason}")
@@ -214,8 +220,8 @@ class _Run:
             where = "the run is complete" if self.step >= self.total else f"going on to step {self.total}"
             self.line.say(f"resumed from {checkpoint.path}, the newest whole checkpoint; {where}")
         else:
-            why = f"none of {len(refused)} checkpoints can be used" if refused else "no checkpoint yet"
-            self.line.say(f"starting at step 0 of {self.total}: {why} in {self.run_dir}")
+            refuse_all_damaged(self.run_dir, self.store, refused)
+            self.line.say(f"starting at step 0 of {self.total}: no checkpoint yet in {self.run_dir}")
         if self.world.leads:
             self.file = MetricsFile(self.run_dir, resume_step=self.step)
 
