@@ -167,6 +167,17 @@ def test_cut_tar_stops_a_run(road: Path, tmp_path: Path) -> None:
     complaint(crossgate("pretrain", "-c", tmp_path / "mine.yaml"), victim.name, "crossgate check")
 
 
+def test_a_shard_that_only_the_end_of_a_run_would_read(road: Path, tmp_path: Path, here: Callable[..., Any]) -> None:
+    shards = shutil.copytree(road / "shards", tmp_path / "shards")
+    victim = min(shards.glob("*test*.tar"))
+    victim.unlink()
+    tree = tiny_tree(road, tmp_path / "runs", "pretrain", data={"index": str(shards)})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    said = [f"{shards}: shard {victim.name} of the index is not there;", f"crossgate check {shards}"]
+    complaint(here("pretrain", "-c", tmp_path / "mine.yaml"), *said)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [

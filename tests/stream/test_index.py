@@ -59,6 +59,29 @@ def test_what_is_not_there_is_named(make_corpus) -> None:
         index.select(["train"], ["rgb", "depth"])
 
 
+def test_missing_shards_are_told_without_reading_any(make_corpus, monkeypatch) -> None:
+    index = make_corpus({"train": [1, 1, 1], "val": [1, 1, 1], "test": [1]})
+    assert index.missing(["train", "val", "test"]) == []
+    gone = ["train-000001.tar", "val-000002.tar"]
+    for name in gone:
+        os.unlink(index.store.path(name))
+    assert index.missing(["train", "val"]) == gone
+    assert index.missing(["train"]) == gone[:1]
+    asked: list[str] = []
+
+    def refuse(self: Store, suffix: str = "") -> list[str]:
+        raise UserError("access denied", where=self.url)
+
+    def exists(self: Store, name: str) -> bool:
+        asked.append(name)
+        return os.path.exists(self.path(name))
+
+    monkeypatch.setattr(Store, "list", refuse)
+    monkeypatch.setattr(Store, "exists", exists)
+    assert index.missing(["train", "val"]) == gone[1:], "the ends of each split, where nobody may list"
+    assert asked == ["train-000000.tar", "train-000002.tar", "val-000000.tar", "val-000002.tar"]
+
+
 def write(store: Store, name: str, split: str, group: str, label: str = "run") -> None:
     with ShardWriter(store, name, split=split) as writer:
         writer.add(f"{split}-clip", {"rgb.bin": b"1"}, {"group": group, "labels": {"action": label}})

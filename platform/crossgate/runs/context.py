@@ -157,6 +157,29 @@ def check_splits(index: Index, recipe: Recipe, required: Collection[Part], used:
                 )
 
 
+def check_shards(index: Index, recipe: Recipe, used: Collection[Part]) -> None:
+    """Checks before a run that the shards which it will read, of validation and test too, are where the index says.
+
+    A run on kept features may never read one, so it meets a missing shard where it encodes.
+
+    Raises:
+        UserError: naming one that is not there.
+    """
+    if recipe.finetune.features:
+        return
+    reads = [(index, [name for part in used for name in getattr(recipe.data, part)])]
+    if "train" in used:
+        reads += [(Index.load(corpus.index), list(corpus.train or recipe.data.train)) for corpus in recipe.data.mix]
+    for corpus, splits in reads:
+        if missing := corpus.missing(splits):
+            others = f", nor are {len(missing) - 1} others" if missing[1:] else ""
+            raise UserError(
+                f"shard {missing[0]} of the index is not there{others}",
+                where=corpus.store.url,
+                cure=f"`crossgate check {corpus.store.url}` names all that is wrong; copy them there, or pack again",
+            )
+
+
 def _check_apart(recipe: Recipe) -> None:
     """A score on clips that were trained on, or that chose the weights, would be no score."""
     part_of: dict[str, Part] = {}
@@ -208,7 +231,7 @@ def note_clips(tracker: Tracker, index: Index, recipe: Recipe, part: Part) -> No
         tracker.log_dataset(f"{Path(recipe.data.index).name}:{','.join(names)}", digest, index.store.url, part, profile)
 
 
-def _index_in_turn(recipe: Recipe, world: World) -> Index:
+def _index_in_turn(recipe: Recipe, world: World, required: Collection[Part], used: Collection[Part]) -> Index:
     """Rank 0 first: tars that have no index yet get theirs from it, and the others find that."""
     refused: UserError | None = None
     index: Index | None = None
@@ -218,6 +241,8 @@ def _index_in_turn(recipe: Recipe, world: World) -> Index:
             if strays := index.strays():
                 found = f"{len(strays)} tars in {index.store.url} came after their index and are not used ({strays[0]})"
                 log.warning("%s: delete index.json and shards.parquet there to use them, in a new run", found)
+            check_splits(index, recipe, required, used)
+            check_shards(index, recipe, used)
         except UserError as error:
             refused = error
     refused = world.from_leader(refused)
@@ -238,12 +263,11 @@ def open_run(
         required, used: as in `check_splits`.
 
     Raises:
-        UserError: for an index that cannot be read or lacks a split; the folder is another run's, or another start of
-            the run goes on.
+        UserError: for an index that cannot be read, or lacks a split or a shard; the folder is another run's, or
+            another start of the run goes on.
     """
     world = current_world()
-    index = _index_in_turn(recipe, world)
-    check_splits(index, recipe, required, used)
+    index = _index_in_turn(recipe, world, required, used)
     directory = run_directory(recipe)
     with writing("the run's folder", directory):
         refuse_other_run(directory, recipe)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crossgate.errors import UserError, nearest
+from crossgate.errors import Unreachable, UserError, nearest
 from crossgate.modality import MODALITIES
 from crossgate.stream.sidecar import ANEW, ShardEntry, Sidecar, finished_shard, group_hash, sidecar_name
 from crossgate.stream.storage import Store, open_store
@@ -30,6 +30,7 @@ __all__ = ["Index", "Selection", "SplitInfo", "group_hash", "write_index"]
 
 VERSION = 1
 _ROWS = 4096
+_LISTED = 10_000  # shards of a folder that is still listed whole: some 20 requests
 _SCHEMA = pa.schema(
     [("name", pa.string()), ("split", pa.string()), ("clips", pa.int64()), ("bytes", pa.int64())]
     + [("sha256", pa.string()), ("layout", pa.string())]
@@ -198,6 +199,33 @@ class Index:
         if not self.settings.get("indexed") or self.home is not self.store:
             return []
         return sorted(set(self.store.list(".tar")) - set(self.names))
+
+    def missing(self, splits: Iterable[str]) -> list[str]:
+        """Returns shards of some splits that are not there, by their names alone: nothing is read.
+
+        A folder is listed. Where that is not allowed, not possible, or long, each split's first and last shard are
+        looked for, so that some requests tell a folder that was moved or only copied in part.
+
+        Raises:
+            UserError: for a store that cannot be reached.
+        """
+        parts = [self.select([split]).shards.tolist() for split in splits]
+        there = self._listed()
+        if there is not None:
+            return sorted(self.names[shard] for part in parts for shard in part if self.names[shard] not in there)
+        ends = sorted({self.names[shard] for part in parts for shard in (part[0], part[-1])})
+        return [name for name in ends if not self.store.exists(name)]
+
+    def _listed(self) -> set[str] | None:
+        """Returns what lies in the shards' folder, where one may know with few requests."""
+        if self.store.url.startswith("http") or (len(self.names) > _LISTED and not self.store.local):
+            return None
+        try:
+            return set(self.store.list(".tar"))
+        except Unreachable:
+            raise
+        except UserError:  # who may read may not always list
+            return None
 
     def class_counts(self, splits: Iterable[str]) -> dict[str, list[int]]:
         """Returns task -> clips of each class in the splits; reads every sidecar of them, one at a time."""
