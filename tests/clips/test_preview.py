@@ -45,3 +45,11 @@ def test_a_sheet_of_packed_and_plain_clips(moving, tone_of, tmp_path):
 def test_nothing_to_show(tmp_path):
     with pytest.raises(UserError, match="no clips"):
         contact_sheet([], tmp_path / "x.png")
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(moving, tmp_path):
+    (tmp_path / "file").write_text("")
+    clip = {"mp4": moving(frames=6, size=(48, 64)).read_bytes()}
+    for path, reason in ((tmp_path / "file" / "sheet.png", "File exists"), (tmp_path, "Is a directory")):
+        with pytest.raises(UserError, match=rf"^{path}: cannot write the picture \({reason}\); check the path"):
+            contact_sheet([clip], path)

@@ -23,7 +23,7 @@ from crossgate.clips.media import SAMPLE_RATE
 from crossgate.errors import UserError
 from crossgate.model.store import keep_threshold
 from crossgate.registry.predictor import Predictor
-from crossgate.runs.watch import Alarm, Watch, join
+from crossgate.runs.watch import Alarm, Watch, join, watched
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +203,5 @@ def test_what_cannot_be_watched_says_why(model: Path, video: Path) -> None:
         Watch(str(model), str(video), label="dance")
     with pytest.raises(UserError, match="no such file"):
         Watch(str(model), "nowhere.mp4")
+    with pytest.raises(UserError, match=r"cannot write the picture \(Is a directory\)"):
+        watched(model, [], Watch(str(model), str(video)))

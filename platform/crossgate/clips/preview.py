@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crossgate.clips.codec import CODECS
 from crossgate.clips.media import SAMPLE_RATE
 from crossgate.clips.spectrogram import FLOOR, HOP, log_mel
-from crossgate.errors import UserError
+from crossgate.errors import UserError, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def contact_sheet(clips: Sequence[Mapping[str, bytes]], path: str | Path) -> Pat
         path: of the picture.
 
     Raises:
-        UserError: no clips, or one cannot be decoded.
+        UserError: no clips, one cannot be decoded, or the picture cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -68,8 +68,9 @@ def contact_sheet(clips: Sequence[Mapping[str, bytes]], path: str | Path) -> Pat
     for number, (record, streams) in enumerate(decoded):
         _draw_clip(figure, grid[number // columns, number % columns], shown, record, streams)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    with writing("the picture", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")
     return path
 
 

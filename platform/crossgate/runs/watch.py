@@ -18,7 +18,7 @@ from crossgate.clips.live import CHECK_STREAM, SCHEMES, Live, shown
 from crossgate.clips.media import SAMPLE_RATE, Limits, Source, decoding
 from crossgate.clips.tensors import clip_tensors
 from crossgate.config import TrackingConfig
-from crossgate.errors import UserError
+from crossgate.errors import UserError, writing
 from crossgate.evaluation.timeline import Thumbnail
 from crossgate.registry.predictor import Predictor
 from crossgate.registry.release import fetched
@@ -214,7 +214,11 @@ def _sound(piece: RawClip) -> NDArray[np.float32]:
 
 
 def watched(path: Path, moments: list[Moment], watch: Watch) -> Path:
-    """Writes the timeline of what was watched as PNG."""
+    """Writes the timeline of what was watched as PNG.
+
+    Raises:
+        UserError: where it cannot be written.
+    """
     from crossgate.evaluation import style
     from crossgate.evaluation.timeline import timeline
 
@@ -233,5 +237,6 @@ def watched(path: Path, moments: list[Moment], watch: Watch) -> Path:
         on=watch.alarm.on,
         off=watch.alarm.off,
     )
-    path.write_bytes(style.png(figure))
+    with writing("the picture", path):
+        path.write_bytes(style.png(figure))
     return path
