@@ -184,16 +184,19 @@ def estimate(
         typer.Option(help="GiB of a rank's device (default: 80, or without GPUs its share of this machine).", min=0),
     ] = None,
 ) -> None:
-    """Estimate the memory of each rank under every ZeRO stage, and say what fits."""
+    """Estimate the memory of each rank under every ZeRO stage, and say what fits; exit 1 if nothing does."""
     from crossgate.recipe import load_recipe
     from crossgate.runs.estimate import device_memory, short_of_clips
     from crossgate.runs.estimate import estimate as estimate_memory
 
     recipe = load_recipe(config, overrides or ())
     room = device_memory(recipe, gpus) if memory is None else memory
-    typer.echo(estimate_memory(recipe, gpus).table(recipe.engine.stage(gpus), room))
+    found = estimate_memory(recipe, gpus)
+    typer.echo(found.table(recipe.engine.stage(gpus), room))
     if said := short_of_clips(recipe):
         typer.echo(said, err=True)
+    if not found.fits(room):
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=RUNS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import psutil
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from crossgate.cli import app
 from crossgate.errors import UserError
-from crossgate.recipe import parse_recipe
+from crossgate.recipe import dump_recipe, parse_recipe
 from crossgate.runs.estimate import (
     bucket_bytes,
     device_memory,
@@ -108,9 +110,23 @@ def test_the_table_says_what_fits():
     table = said.table(2, 80)
     assert "M parameters train" in table
     assert [line.startswith("2 ") and "fits" in line for line in table.splitlines() if "<-" in line] == [True]
-    assert "too large" in said.table(2, 1e-3)
+    assert table.splitlines()[-1] == "fits: into a device of 80 GiB (--memory) with a tenth to spare"
     with pytest.raises(UserError, match="--gpus: .*not divisible by 3 ranks"):
         estimate(recipe(), 3)
+
+
+def test_where_nothing_fits_the_nearest_cure_is_named():
+    said = estimate(recipe(), 1)
+    assert "; 1 rank of 8 clips a micro-batch" in said.table(0, 80)
+    least = {need.stage: need.states + need.bucket + 2 * said.per_clip for need in said.needs}
+    room = 1.1 * (min(least.values()) + 1) / 2**30  # for two clips of eight
+    stage = min(least, key=least.get)
+    last = said.table(0, room).splitlines()[-1]
+    assert not said.fits(room) and "too large" in said.table(0, room)
+    assert last.startswith(f"nothing fits into a device of {room:g} GiB (--memory) with a tenth to spare; ")
+    assert last.endswith(f"; engine.accumulation=4 would fit under ZeRO {stage}")
+    assert estimate(recipe(engine={"accumulation": 4}), 1).fits(room), "as it says"
+    assert "share the model among more ranks (--gpus)" in said.table(0, 1e-3)
 
 
 def test_a_recipe_without_gpus_is_held_against_this_machine_shared_by_its_ranks():
@@ -127,3 +143,13 @@ def test_a_split_that_does_not_fill_a_batch_is_told(road):
     said = short_of_clips(recipe(data=data | {"global_batch": clips + 1}))
     assert said == f"warning: data.train has {clips} clips, which do not fill a global batch of {clips + 1}"
     assert short_of_clips(recipe()) == ""
+
+
+def test_the_command_ends_with_1_where_nothing_fits(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump_recipe(recipe(run={"name": "mine"})))
+    ends = {
+        memory: CliRunner().invoke(app, ["estimate", "-c", str(path), "--memory", memory]) for memory in ("80", "0")
+    }
+    assert [ends[memory].exit_code for memory in ("80", "0")] == [0, 1]
+    assert "nothing fits" in ends["0"].output

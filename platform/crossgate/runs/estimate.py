@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -56,14 +56,16 @@ class Estimate:
     per_clip: int
     """Bytes of activations."""
     micro_batch: int
+    accumulation: int
     ranks: int
     needs: tuple[Need, ...]
 
     def table(self, stage: int, memory: float) -> str:
         """Returns the estimate for people; marks the recipe's own stage, and what fits into so many GiB."""
         lines = [
-            f"{self.trained / 1e6:.1f} M parameters train, {self.frozen / 1e6:.1f} M are frozen; {self.ranks} ranks of "
-            f"{self.micro_batch} clips a micro-batch, {self.per_clip / (1 << 20):.1f} MiB of activations a clip",
+            f"{self.trained / 1e6:.1f} M parameters train, {self.frozen / 1e6:.1f} M are frozen; "
+            f"{_counted(self.ranks, 'rank')} of {_counted(self.micro_batch, 'clip')} a micro-batch, "
+            f"{self.per_clip / (1 << 20):.1f} MiB of activations a clip",
             "",
             "ZeRO    states  activations    bucket      step      peak",
         ]
@@ -73,7 +75,31 @@ class Estimate:
             fits = "fits" if need.fits(memory) else "too large"
             mark = "  <- the recipe's" if need.stage == stage else ""
             lines.append(f"{need.stage:<4}{states:>10}{activations:>13}{bucket:>10}{step:>10}{peak:>10}  {fits}{mark}")
-        return "\n".join([*lines, "", f"fits: with a tenth to spare in a device of {memory:g} GiB (--memory)"])
+        room = f"a device of {memory:g} GiB (--memory) with a tenth to spare"
+        said = f"fits: into {room}" if self.fits(memory) else f"nothing fits into {room}; {self.cure(memory)}"
+        return "\n".join([*lines, "", said])
+
+    def fits(self, memory: float) -> bool:
+        """Whether it does into so many GiB under some stage."""
+        return any(need.fits(memory) for need in self.needs)
+
+    def cure(self, memory: float) -> str:
+        """Returns what would make it fit: the fewest micro-batches that do, if one clip at a time is small enough."""
+        for parts in range(2, self.micro_batch + 1):
+            if self.micro_batch % parts:
+                continue
+            kept = self.per_clip * self.micro_batch // parts
+            for need in self.needs:
+                if replace(need, activations=kept).fits(memory):
+                    return f"engine.accumulation={self.accumulation * parts} would fit under ZeRO {need.stage}"
+        return (
+            "nor does one clip at a time: share the model among more ranks (--gpus) under ZeRO 3, keep it in host "
+            "memory (engine.offload), or take smaller backbones"
+        )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def estimate(recipe: Recipe, ranks: int) -> Estimate:
@@ -96,7 +122,7 @@ def estimate(recipe: Recipe, ranks: int) -> Estimate:
             continue
         states, step = state_bytes(recipe, stage, trained, frozen, ranks)
         needs.append(Need(stage, states, per_clip * clips, step, bucket_bytes(recipe, stage, trained)))
-    return Estimate(trained, frozen, per_clip, clips, ranks, tuple(needs))
+    return Estimate(trained, frozen, per_clip, clips, recipe.engine.accumulation, ranks, tuple(needs))
 
 
 def device_memory(recipe: Recipe, ranks: int) -> float:
