@@ -26,8 +26,8 @@ def answers(skill: float, seed: int, groups: int = GROUPS) -> Answers:
 
 @pytest.mark.parametrize("metric", ["accuracy", "average_precision"])
 def test_a_gate_that_is_better_is_named(metric):
-    candidates = {"good": [answers(3.0, 1), answers(3.0, 2)], "same": [answers(1.0, 3)]}
-    found = judge(candidates, [answers(1.0, 4), answers(1.0, 5)], "good", metric, 0)
+    candidates = {"good": {0: answers(3.0, 1), 7: answers(3.0, 2)}, "same": {0: answers(1.0, 3)}}
+    found = judge(candidates, {0: answers(1.0, 4), 7: answers(1.0, 5)}, "good", metric, 0)
     assert found.beats and found.p < 0.01 and found.low > 0
     assert found.said.startswith("good beats averaging: +") and "2 seeds" in found.said
     assert found.metrics()["search/over_averaging/beats"] == 1.0
@@ -39,10 +39,13 @@ def test_the_luckiest_of_many_equals_is_not_named():
     for replication in range(20):
         start = 1000 * (replication + 1)
         reference = answers(1.0, start)
-        gates = {f"gate{k}": [answers(1.0, start + 1 + k)] for k in range(20)}
-        rights = {name: float((one.logits.argmax(1) == one.labels).mean()) for name, (one,) in gates.items()}
+        gates = {f"gate{k}": {0: answers(1.0, start + 1 + k)} for k in range(20)}
+        rights = {
+            name: float((one.logits.argmax(1) == one.labels).mean())
+            for name, (one,) in ((n, g.values()) for n, g in gates.items())
+        }
         winner = max(rights, key=rights.__getitem__)
-        found = judge(gates, [reference], winner, "accuracy", None, resamples=200, seed=replication)
+        found = judge(gates, {0: reference}, winner, "accuracy", None, resamples=200, seed=replication)
         named += found.beats
         naive += found.low > 0
     assert named <= 3, f"{named} of 20"
@@ -50,12 +53,21 @@ def test_the_luckiest_of_many_equals_is_not_named():
 
 
 def test_averaging_itself_few_groups_and_other_metrics_claim_nothing():
-    gates, reference = {"good": [answers(3.0, 1)]}, [answers(1.0, 2)]
+    gates, reference = {"good": {0: answers(3.0, 1)}}, {0: answers(1.0, 2)}
     assert "averaging itself" in judge(gates, reference, "mean", "accuracy", None).said
     assert "cannot be tested" in judge(gates, reference, "good", "loss", None).said
-    few = judge({"good": [answers(3.0, 1, groups=3)]}, [answers(1.0, 2, groups=3)], "good", "accuracy", None)
+    few = judge({"good": {0: answers(3.0, 1, groups=3)}}, {0: answers(1.0, 2, groups=3)}, "good", "accuracy", None)
     assert not few.beats and "3 validation groups are too few" in few.said
     assert few.metrics() == {"search/over_averaging/beats": 0.0}
+
+
+def test_pairs_are_of_the_same_seed_and_the_sentence_ends_with_what_p_does_not_know():
+    low, high = answers(0.2, 4), answers(3.0, 5)
+    found = judge({"good": {1: answers(3.0, 1)}}, {0: low, 1: high}, "good", "accuracy", None, caveats=["3 pruned"])
+    assert abs(found.difference) < 0.1, "paired with another seed, which was worse"
+    assert "1 seed," in found.said and found.said.endswith("as the best of 1 that finished; 3 pruned")
+    alone = judge({"good": {1: answers(3.0, 1)}, "other": {0: high}}, {0: low}, "good", "accuracy", None)
+    assert not alone.beats and "finished with no seed of good" in alone.said
 
 
 def test_answers_are_kept_as_they_are(tmp_path):

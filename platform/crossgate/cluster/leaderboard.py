@@ -43,11 +43,11 @@ def verdict_on(recipe: Recipe, result: SearchResult, records: Sequence[TrialReco
     reference = next((one for one in result.trials if averages(recipe, one) and one.status == "finished"), None)
     if reference is None:
         return None
-    theirs = _answers(reference, records)
+    theirs = _answers(recipe, reference, records)
     candidates = {
         one.settings: answers
         for one in result.trials
-        if one.status == "finished" and not averages(recipe, one) and (answers := _answers(one, records))
+        if one.status == "finished" and not averages(recipe, one) and (answers := _answers(recipe, one, records))
     }
     if not theirs:
         return None
@@ -63,14 +63,24 @@ def verdict_on(recipe: Recipe, result: SearchResult, records: Sequence[TrialReco
         positive,
         resamples=recipe.evaluation.bootstrap,
         seed=recipe.run.seed,
+        caveats=_caveats(recipe, result),
     )
 
 
-def _answers(record: TrialRecord, records: Sequence[TrialRecord]) -> list[Answers]:
-    """Returns what a trial and its repetitions said, in the order of seeds."""
+def _caveats(recipe: Recipe, result: SearchResult) -> list[str]:
+    """Returns what makes p too small, as far as the test does not know it."""
+    found = []
+    pruned = sum(one.status == "pruned" and not averages(recipe, one) for one in result.trials)
+    if pruned:
+        found.append(f"{pruned} trial{'s' if pruned > 1 else ''} pruned early not counted, so that p is somewhat small")
+    return found
+
+
+def _answers(recipe: Recipe, record: TrialRecord, records: Sequence[TrialRecord]) -> dict[int, Answers]:
+    """Returns what a trial and its repetitions said, by seed."""
     own = [record, *(one for one in records if one.repeats == record.name and one.status == "finished")]
-    found = [Answers.read(one.directory) for one in own]
-    return [answers for answers in found if answers is not None]
+    found = {one.seed(recipe): Answers.read(one.directory) for one in own}
+    return {seed: answers for seed, answers in found.items() if answers is not None}
 
 
 def publish(recipe: Recipe, result: SearchResult, verdict: Verdict | None, tracker: Tracker) -> None:

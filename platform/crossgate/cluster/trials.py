@@ -47,6 +47,10 @@ class TrialRecord:
     until: int = 0
     """Step at which it pauses (0: it is trained to its end)."""
 
+    def seed(self, recipe: Recipe) -> int:
+        """Returns its seed in a search: the search's own, except for one that repeats another."""
+        return int(self.name.removeprefix(f"{self.repeats}-seed")) if self.repeats else recipe.run.seed
+
     @property
     def command(self) -> str:
         """What trains this very trial once more, without touching the test split."""

@@ -94,14 +94,15 @@ class Verdict:
 
 
 def judge(
-    candidates: Mapping[str, Sequence[Answers]],
-    reference: Sequence[Answers],
+    candidates: Mapping[str, Mapping[int, Answers]],
+    reference: Mapping[int, Answers],
     winner: str,
     metric: str,
     positive: int | None,
     *,
     resamples: int = 1000,
     seed: int = 0,
+    caveats: Sequence[str] = (),
 ) -> Verdict:
     """Tests the winner against the average on the same validation groups and resamples, seed by seed.
 
@@ -110,24 +111,31 @@ def judge(
     check, Econometrica 68, 2000): the p-value is the share of resamples in which luck reaches what the winner has.
 
     Args:
-        candidates: every finished trial that is not the average -> answers of its seeds.
-        reference: answers of uniform averaging, seed by seed; candidates with fewer seeds are paired with the first.
+        candidates: every finished trial that is not the average -> seed -> its answers.
+        reference: seed -> answers of uniform averaging; a pair is of the same seed, other seeds do not count.
         winner: a name among the candidates, or of the average itself.
         metric: a key of `TITLES`.
         positive: index of the positive class, for the metrics that need one.
         resamples, seed: of the bootstrap.
+        caveats: what p does not know, for the end of the sentence.
     """
     if winner not in candidates:
         return _nothing("the best is uniform averaging itself")
     if metric not in TITLES:
         return _nothing(f"'{metric}' cannot be tested clip by clip")
-    first = reference[0]
+    shared = {name: sorted(own.keys() & reference.keys()) for name, own in candidates.items()}
+    if not shared[winner]:
+        return _nothing(f"uniform averaging finished with no seed of {winner}")
+    first = next(iter(reference.values()))
     bootstrap = Bootstrap(first.group, resamples, seed)
-    scores = [_spread(bootstrap, one, first, metric, positive) for one in reference]
+    scores = {number: _spread(bootstrap, one, first, metric, positive) for number, one in reference.items()}
     values, luck = {}, np.full(resamples, -np.inf)
     mine: Array = np.full(resamples, np.nan)
-    for name, answers in candidates.items():
-        pairs = [(_spread(bootstrap, own, first, metric, positive), theirs) for own, theirs in zip(answers, scores)]
+    for name, seeds in shared.items():
+        if not seeds:
+            continue
+        answers = candidates[name]
+        pairs = [(_spread(bootstrap, answers[one], first, metric, positive), scores[one]) for one in seeds]
         value = float(np.mean([own[0] - theirs[0] for own, theirs in pairs]))
         drawn = np.mean([own[1] - theirs[1] for own, theirs in pairs], axis=0)  # (R,)
         values[name] = value
@@ -141,12 +149,13 @@ def judge(
     reached = luck[np.isfinite(luck)] >= values[winner]
     p = (1 + int(reached.sum())) / (1 + len(reached))
     beats = p < LEVEL and values[winner] > 0
-    seeds = min(len(candidates[winner]), len(reference))
+    count = len(shared[winner])
     evidence = (
         f"{100 * values[winner]:+.1f} points of {TITLES[metric]} ({100 * low:+.1f} to {100 * high:+.1f}) over uniform "
-        f"averaging, {seeds} seed{'s' if seeds > 1 else ''}, {bootstrap.groups} validation groups, p = {p:.3f} as the "
-        f"best of {len(candidates)} that ended"
+        f"averaging, {count} seed{'s' if count > 1 else ''}, {bootstrap.groups} validation groups, p = {p:.3f} as the "
+        f"best of {len(values)} that finished"
     )
+    evidence = "; ".join([evidence, *caveats])
     said = f"{winner} beats averaging: {evidence}" if beats else f"{_NONE}: {winner} has {evidence}"
     return Verdict(beats, values[winner], float(low), float(high), p, said)
 
