@@ -113,10 +113,10 @@ def run(demo: Path, output: Path, samples: int) -> dict[str, float]:
     check_values(explored, METRIC)
     board = json.loads((folder / "leaderboard.json").read_text())
     assert sorted(row["name"] for row in board) == sorted(again)
-    for seeds in (3, 0):
+    for seeds in (2, 0):
         values = [row["value"] for row in board if row["status"] == "finished" and len(row["by_seed"]) == seeds]
         assert values == sorted(values, reverse=True), "not the best first"
-    assert len(board[0]["by_seed"]) == 3
+    assert len(board[0]["by_seed"]) == 2  # the seed that chose does not count
     check_nesting(f"sqlite:///{output / 'mlflow.db'}", folder)
     numbers, _ = read_results(folder / "results.json")
     return numbers | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,44 @@ def test_the_sentence_says_how_many_were_pruned_and_are_not_counted(tmp_path: Pa
     found = judged(tmp_path, records)
     assert abs(found.difference - 0.3) < 1e-6
     assert "best of 1 that finished; 3 trials pruned early not counted" in found.said
+
+
+def test_a_lost_seed_counts_for_nobody_and_does_not_turn_the_order(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    records = [trial(tmp_path, gate, value) for gate, value in (("mean", 0.5), ("softmax", 0.9), ("gmu", 0.8))]
+    seeds = {"mean": (0.5, 0.5, 0.5), "softmax": (0.8, 0.7, 0.6), "gmu": (0.6, 0.6, 0.9)}
+    for gate, values in seeds.items():
+        records += [trial(tmp_path, gate, value, seed=seed) for seed, value in enumerate(values, start=1)]
+    whole = leaderboard(recipe, records)
+    assert [one.name for one in whole.trials] == ["softmax", "gmu", "mean"] and whole.seeds == [1, 2, 3]
+    records[5] = replace(records[5], status="failed", value=None, reason="out of memory")
+    assert records[5].name == "mean-seed3"
+    records[8] = replace(records[8], status="failed", value=None, reason="lost")
+    assert records[8].name == "softmax-seed3"
+    found = leaderboard(recipe, records)
+    assert [one.name for one in found.trials] == ["softmax", "gmu", "mean"], "the one with more seeds is first"
+    assert found.seeds == [1, 2] and found.trials[0].by_seed == [0.8, 0.7]
+    assert found.trials[0].reason == "seed 3 failed: lost" and found.trials[1].reason == ""
+    verdict = judged(tmp_path, records)
+    assert abs(verdict.difference - 0.25) < 1e-6 and "2 seeds" in verdict.said and "chose" not in verdict.said
+
+
+def test_a_finalist_that_lost_all_its_seeds_is_not_ranked_and_says_why(tmp_path: Path) -> None:
+    records = [trial(tmp_path, gate, value) for gate, value in (("mean", 0.5), ("softmax", 0.9), ("gmu", 0.8))]
+    records += [trial(tmp_path, gate, value, seed=n) for gate, value in (("mean", 0.5), ("gmu", 0.6)) for n in (1, 2)]
+    dead = [trial(tmp_path, "softmax", 0.0, "failed", seed=seed, reason="it broke") for seed in (1, 2)]
+    found = leaderboard(recipe_of(tmp_path), [*records, *dead])
+    assert [one.name for one in found.trials] == ["gmu", "mean", "softmax"] and found.seeds == [1, 2]
+    assert found.trials[2].by_seed == [] and found.trials[2].value == 0.9
+    why = "not ranked among the finalists, seed 1 failed: it broke; seed 2 failed: it broke"
+    assert found.trials[2].reason == why and why in found.table()
+
+
+def test_the_seed_that_chose_the_finalists_counts_only_where_too_few_are_left(tmp_path: Path) -> None:
+    records = [trial(tmp_path, "mean", 0.5), trial(tmp_path, "softmax", 0.9)]
+    records += [trial(tmp_path, gate, 0.6, seed=1) for gate in ("mean", "softmax")]
+    two = judged(tmp_path, records)
+    assert abs(two.difference - 0.2) < 1e-6 and "seed 0, which chose the finalists, counts" in two.said
+    records += [trial(tmp_path, "mean", 0.6, seed=2), trial(tmp_path, "softmax", 0.7, seed=2)]
+    three = judged(tmp_path, records)
+    assert abs(three.difference - 0.05) < 1e-6 and "2 seeds" in three.said and "chose" not in three.said

@@ -44,11 +44,11 @@ def verdict_on(recipe: Recipe, result: SearchResult, records: Sequence[TrialReco
     if reference is None:
         return None
     theirs = _answers(recipe, reference, records)
-    candidates = {
-        one.settings: answers
-        for one in result.trials
-        if one.status == "finished" and not averages(recipe, one) and (answers := _answers(recipe, one, records))
-    }
+    candidates = {}
+    for one in result.trials:
+        if one.status == "finished" and not averages(recipe, one):
+            answers, count = _answers(recipe, one, records), result.seeds if one.by_seed else [recipe.run.seed]
+            candidates[one.settings] = {seed: answers[seed] for seed in count if seed in answers}
     if not theirs:
         return None
     positive = None
@@ -70,6 +70,8 @@ def verdict_on(recipe: Recipe, result: SearchResult, records: Sequence[TrialReco
 def _caveats(recipe: Recipe, result: SearchResult) -> list[str]:
     """Returns what makes p too small, as far as the test does not know it."""
     found = []
+    if result.trials[0].by_seed and recipe.run.seed in result.seeds:
+        found.append(f"seed {recipe.run.seed}, which chose the finalists, counts")
     pruned = sum(one.status == "pruned" and not averages(recipe, one) for one in result.trials)
     if pruned:
         found.append(f"{pruned} trial{'s' if pruned > 1 else ''} pruned early not counted, so that p is somewhat small")

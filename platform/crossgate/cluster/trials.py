@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ class TrialRecord:
     step: int = 0
     """Step that the value belongs to."""
     reason: str = ""
-    """Why it failed."""
+    """Why it failed; on the leaderboard also, of a finalist, which of its seeds were lost."""
     seconds: float = 0.0
     """That it was trained for; of a population in all its stretches."""
     repeats: str = ""
     """Name of the trial that this one repeats with another seed."""
     by_seed: list[float] = field(default_factory=list)
-    """On the leaderboard: values of all seeds, whose mean is `value`."""
+    """On the leaderboard, of a finalist: values of the seeds that count, whose mean is `value`."""
     until: int = 0
     """Step at which it pauses (0: it is trained to its end)."""
 
@@ -86,6 +86,8 @@ class SearchResult:
     """Best first: those of several seeds, other finished ones, pruned ones, failed ones."""
     verdict: str = ""
     """Whether a gate beat uniform averaging, in a sentence."""
+    seeds: list[int] = field(default_factory=list)
+    """That the finalists' means are over."""
 
     def best(self) -> dict[str, Any]:
         """Returns the overrides of the best trial.
@@ -203,25 +205,64 @@ def _slug(overrides: Mapping[str, Any]) -> str:
 def leaderboard(recipe: Recipe, records: Sequence[TrialRecord]) -> SearchResult:
     """Returns the records, best first; a trial and its repetitions with other seeds are one row, valued by their mean.
 
-    Those that were run with several seeds stand first: one lucky seed must not beat the mean of three. Of equal ones
-    that with fewer changes does: a trial that took over and found nothing better has its donor's weights.
+    Those that were run with several seeds stand first: one lucky seed must not beat the mean of three. All their means
+    are over the same seeds, see `counted`. Of equal ones that with fewer changes stands first: a trial that took over
+    and found nothing better has its donor's weights.
     """
+    runs = {record.name: _by_seed(recipe, record, records) for record in records if not record.repeats}
+    values = {
+        name: {seed: one.value for seed, one in own.items() if one.value is not None} for name, own in runs.items()
+    }
+    complete, seeds = counted(values, recipe.run.seed)
     rows = []
-    for record in records:
-        if record.repeats:
-            continue
-        own = [record, *(one for one in records if one.repeats == record.name)]
-        values = [one.value for one in own if one.status == "finished" and one.value is not None]
-        if len(values) > 1 and record.status == "finished":
-            record = replace(record, value=sum(values) / len(values), by_seed=values)
+    for record in (record for record in records if not record.repeats):
+        lost = [
+            f"seed {one.seed(recipe)} failed: {one.reason}"
+            for one in records
+            if one.repeats == record.name and one.reason
+        ]
+        if record.name in complete:
+            own = [values[record.name][seed] for seed in seeds]
+            record = replace(record, value=sum(own) / len(own), by_seed=own, reason="; ".join(lost))
+        elif lost and record.status == "finished":
+            record = replace(record, reason=f"not ranked among the finalists, {'; '.join(lost)}")
         rows.append(record)
 
-    def place(record: TrialRecord) -> tuple[int, int, int, float, int]:
+    def place(record: TrialRecord) -> tuple[int, bool, int, float, int]:
         pruned_at = -record.step if record.status == "pruned" else 0
         value = record.value or 0.0
-        return _ORDER.get(record.status, len(_ORDER)), -len(record.by_seed), pruned_at, -value, len(record.changes)
+        return _ORDER.get(record.status, len(_ORDER)), not record.by_seed, pruned_at, -value, len(record.changes)
 
-    return SearchResult(recipe.search.metric, sorted(rows, key=place))
+    return SearchResult(recipe.search.metric, sorted(rows, key=place), seeds=seeds)
+
+
+def counted(values: Mapping[str, Collection[int]], chose: int) -> tuple[list[str], list[int]]:
+    """Returns which finalists are ranked, and the seeds that their means are over.
+
+    Only seeds that all of them have: else a seed that one of them lost would turn the order. One that has too few is
+    not ranked, so that the others keep theirs. The seed by which the finalists were chosen flatters them, and does not
+    count where two others are left.
+
+    Args:
+        values: trial -> seeds with which it finished.
+        chose: the search's own seed.
+    """
+    ranked = sorted((name for name in values if len(values[name]) > 1), key=lambda name: (-len(values[name]), name))
+    while ranked:
+        common = set(values[ranked[0]]).intersection(*(values[name] for name in ranked))
+        if len(common) > 1:
+            fresh = common - {chose}
+            return ranked, sorted(fresh if len(fresh) > 1 else common)
+        ranked.pop()
+    return [], []
+
+
+def _by_seed(recipe: Recipe, record: TrialRecord, records: Sequence[TrialRecord]) -> dict[int, TrialRecord]:
+    """Returns a trial that finished and its finished repetitions."""
+    if record.status != "finished":
+        return {}
+    own = [record, *(one for one in records if one.repeats == record.name and one.status == "finished")]
+    return {one.seed(recipe): one for one in own}
 
 
 # ---- on disk ---------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ class SearchConfig(Config):
     """Probability that `pbt` then draws a setting anew; else a number of a range is multiplied by 0.8 or 1.2, and a
     value of a list gives way to its neighbour."""
     seeds: Positive = 1
-    """Seeds that each of the best few is run with before the winner is named, its mean counting."""
+    """Seeds that each of the best few is run with before the winner is named, its mean counting; from 3 on without the
+    first, which chose them."""
     finalists: Positive = 3
     """How many these best few are; uniform averaging is run with the same seeds besides."""
     concurrent: Positive = 1
