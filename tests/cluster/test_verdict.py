@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from tiny_run import tiny_recipe
 
-from crossgate.cluster.leaderboard import GATE, verdict_on
-from crossgate.cluster.trials import TrialRecord, leaderboard
-from crossgate.config import Recipe
+from crossgate.cluster.explore import Proposed
+from crossgate.cluster.leaderboard import GATE, averages, verdict_on
+from crossgate.cluster.ray_tune import _finals
+from crossgate.cluster.trials import TrialRecord, leaderboard, read_record, trial_of, write_record
+from crossgate.config import Recipe, SearchConfig
 from crossgate.evaluation.selection import Answers, Verdict
 
 
@@ -91,3 +93,31 @@ def test_the_seed_that_chose_the_finalists_counts_only_where_too_few_are_left(tm
     records += [trial(tmp_path, "mean", 0.6, seed=2), trial(tmp_path, "softmax", 0.7, seed=2)]
     three = judged(tmp_path, records)
     assert abs(three.difference - 0.05) < 1e-6 and "2 seeds" in three.said and "chose" not in three.said
+
+
+def test_what_the_finals_add_or_run_to_its_end_changes_nothing_after_a_restart(tmp_path: Path) -> None:
+    """The averaging that was added does not count as drawn, and takes no finalist's place with its seeds."""
+    keys = {"space": {GATE: ["softmax", "gmu", "sigmoid"], "optim.lr": [0.1, 0.2]}, "samples": 4, "searcher": "optuna"}
+    recipe = recipe_of(tmp_path)
+    recipe.search = SearchConfig(**keys, seeds=3, finalists=2)
+    source = Proposed(recipe)
+    for number in range(4):
+        planned = source.draw()
+        assert planned is not None
+        write_record(planned[0], status="finished", value=0.5 + number / 100)
+    first = _finals(recipe, source.records())
+    added = [record.overrides[GATE] for record, _ in first if record.added]
+    assert added == ["mean"] * 3 and len(first) == 9
+    for record, _ in first[:-1]:  # killed before the last seed
+        if read_record(record).status != "finished":
+            write_record(record, status="finished", value=0.9 if averages(recipe, record) else 0.5)
+    again = Proposed(recipe)
+    assert again.left == 0 and len(again.records()) == 4
+    assert [record.name for record, _ in _finals(recipe, again.records())] == [record.name for record, _ in first]
+
+    averaging, _ = trial_of(recipe, {GATE: "mean", "optim.lr": 0.1})
+    drawn = [*again.records(), replace(averaging, status="pruned", value=0.4, step=4)]
+    before = [record.name for record, _ in _finals(recipe, drawn)]
+    assert drawn[-1].name in before
+    drawn[-1] = replace(drawn[-1], status="finished", value=0.9)
+    assert [record.name for record, _ in _finals(recipe, drawn)] == before, "a finalist lost its place to averaging"

@@ -75,7 +75,7 @@ def settings_of(overrides: Mapping[str, Any]) -> Point:
 
 
 def courses_of(overrides: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
-    """Returns setting -> ``(step, value)`` from each step after which a trial has a value, 0 being the begin."""
+    """Returns setting -> ``(step, value)`` from each step after which a trial has a value, 0 being the beginning."""
     found = {key: [(0, float(value))] for key, value in overrides.items() if key != SCHEDULE}
     for change in overrides.get(SCHEDULE, ()):
         for key, value in change["settings"].items():

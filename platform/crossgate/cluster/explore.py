@@ -135,7 +135,7 @@ class Proposed:
     def records(self) -> list[TrialRecord]:
         found = []
         for record in known_trials(self._folder):
-            if record.name.endswith("-refused") or self._is_mine(record):
+            if not record.added and (record.name.endswith("-refused") or self._is_mine(record)):
                 found.append(replace(record, directory=str(self._folder / record.name)))
         return found
 

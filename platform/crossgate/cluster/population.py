@@ -34,7 +34,7 @@ class Round:
     """What was decided when every trial had come to a step."""
 
     step: int
-    """0: the begin, where every trial gets its first settings."""
+    """0: the beginning, where every trial gets its first settings."""
     values: dict[str, float | None]
     """Trial -> its value at that step (None: it failed)."""
     donors: dict[str, str]

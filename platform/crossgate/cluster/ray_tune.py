@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,21 +99,23 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
 def _finals(recipe: Recipe, explored: Sequence[TrialRecord]) -> list[Planned]:
     """Returns the best few, and what they must be better than, once a seed.
 
-    That is uniform averaging where there are gates, and the last settings of the best schedule held from the begin.
+    That is uniform averaging where there are gates, and the last settings of the best schedule held from the beginning.
     """
     best = [one for one in leaderboard(recipe, explored).trials if one.status == "finished"]
     if not best:
         return []
+    gates = GATE in recipe.search.space
     seeds = range(recipe.search.seeds)
-    finalists = best[: recipe.search.finalists] if recipe.search.seeds > 1 else []
+    # Averaging has its seeds in any case: it takes no finalist's place, whether or not it was run to its end before.
+    finalists = [one for one in best if not (gates and averages(recipe, one))][: recipe.search.finalists]
+    finalists = finalists if recipe.search.seeds > 1 else []
     finals = [trial_of(recipe, one.overrides, seed, one.name) for one in finalists for seed in seeds]
     if finalists and SCHEDULE in finalists[0].overrides:
         finals += [trial_of(recipe, settings_of(finalists[0].overrides), seed) for seed in seeds]
-    if GATE in recipe.search.space:
-        point = _averaging(recipe, explored, best)
-        if all(one.overrides != point for one in finalists):
-            finals += [trial_of(recipe, point, seed) for seed in seeds]
-    return finals
+    if gates:
+        finals += [trial_of(recipe, _averaging(recipe, explored, best), seed) for seed in seeds]
+    drawn = {one.name for one in explored}
+    return [(replace(record, added=not {record.name, record.repeats} & drawn), settings) for record, settings in finals]
 
 
 def _averaging(recipe: Recipe, explored: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> dict[str, Any]:

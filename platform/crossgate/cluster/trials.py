@@ -42,6 +42,8 @@ class TrialRecord:
     """That it was trained for; of a population in all its stretches."""
     repeats: str = ""
     """Name of the trial that this one repeats with another seed."""
+    added: bool = False
+    """To compare the best with: the search did not draw it, and a later start does not count it as drawn."""
     by_seed: list[float] = field(default_factory=list)
     """On the leaderboard, of a finalist: values of the seeds that count, whose mean is `value`."""
     until: int = 0

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 NO_CREDENTIALS = "a URL without user name and password; put credentials into the environment"
-# A port is digits: all else after a colon is the begin of a password, which may hold an unquoted slash.
+# A port is digits: all else after a colon is the beginning of a password, which may hold an unquoted slash.
 _CREDENTIALS = re.compile(r"://([^/?#]*@|[^/?#]*:(?!\d*([/?#]|$)))")
 
 
