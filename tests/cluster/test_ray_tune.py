@@ -91,17 +91,17 @@ def test_trials_of_several_ranks_take_turns_where_only_one_has_room(tmp_path, ra
 
 
 def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):
-    planned = plan(search_recipe(tmp_path))
+    planned, _ = plan(search_recipe(tmp_path))
     assert len(planned) == 4
     assert len({record.name for record, _ in planned}) == 4
     record, settings = planned[0]
     assert settings.kind == "finetune"
     assert settings.optim.lr == record.overrides["optim.lr"]
     assert Path(settings.run.output) / settings.run.name == Path(record.directory)
-    draws = plan(search_recipe(tmp_path, samples=3))
+    draws, _ = plan(search_recipe(tmp_path, samples=3))
     assert len({record.name for record, _ in draws}) == 3
-    assert [r.name for r, _ in draws] == [r.name for r, _ in plan(search_recipe(tmp_path, samples=3))]
-    assert len(plan(search_recipe(tmp_path, samples=99))) == 4
+    assert [r.name for r, _ in draws] == [r.name for r, _ in plan(search_recipe(tmp_path, samples=3))[0]]
+    assert len(plan(search_recipe(tmp_path, samples=99))[0]) == 4
 
 
 def test_clips_packed_anew_give_new_trials(tmp_path, monkeypatch):
@@ -111,7 +111,7 @@ def test_clips_packed_anew_give_new_trials(tmp_path, monkeypatch):
     def names(index: str) -> set[str]:
         recipe = search_recipe(tmp_path)
         recipe.data.index = index
-        return {record.name for record, _ in plan(recipe)}
+        return {record.name for record, _ in plan(recipe)[0]}
 
     before = names("a")
     assert names("a") == before

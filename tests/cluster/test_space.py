@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import tiny_recipe
 
+from crossgate.cluster import trials
 from crossgate.cluster.explore import Proposed, exploration
 from crossgate.cluster.space import Proposals, draws, grid
-from crossgate.cluster.trials import TrialRecord, known_trials, leaderboard, note_report, reports_of, write_record
+from crossgate.cluster.trials import (
+    TrialRecord,
+    known_trials,
+    leaderboard,
+    note_report,
+    refused,
+    reports_of,
+    write_record,
+)
 from crossgate.config import Recipe
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import parse_recipe
 
 GATE = "model.fusion.name"
@@ -115,14 +125,70 @@ def test_what_was_under_way_comes_again_and_what_ended_does_not(tmp_path):
     assert Proposed(changed).left == 8  # other settings, other trials
 
 
-def test_keys_that_do_not_go_together_are_a_failed_trial(tmp_path):
-    space = {"engine.zero_stage": [0], "engine.precision": ["fp32", "bf16"]}
-    source = exploration(recipe_of(tmp_path, space={"optim.lr": [0.1]}, searcher="optuna", samples=2))
-    source._recipe.search.space = space
-    source._proposals = Proposals(source._recipe.search, 0)
-    assert [source.draw() is None for _ in range(2)] == [False, True]
-    refused = [one for one in known_trials(tmp_path / "study") if one.status == "failed"]
-    assert len(refused) == 1 and "precision bf16 needs zero_stage" in refused[0].reason
+TOGETHER = {"engine.zero_stage": [0, 2], "engine.precision": ["fp32", "bf16"]}  # bf16 needs stage 1 or more
+
+
+@pytest.mark.parametrize("searcher", ["optuna", "random"])
+def test_keys_that_do_not_go_together_are_a_failed_trial_and_the_search_goes_on(tmp_path, searcher):
+    recipe = recipe_of(tmp_path, space=TOGETHER, searcher=searcher, samples=4)
+    source = exploration(recipe)
+    assert not (tmp_path / "study").exists(), "written before the search's folder is its own"
+    drawn = [planned[0] for _ in range(5) if (planned := source.draw()) is not None]
+    assert len(drawn) == 3 and {"engine.zero_stage": 0, "engine.precision": "bf16"} not in [r.overrides for r in drawn]
+    failed = [one for one in known_trials(tmp_path / "study") if one.status == "failed"]
+    assert len(failed) == 1 and "precision bf16 needs zero_stage" in failed[0].reason
+    assert failed[0].name in {record.name for record in source.records()}
+    assert len(exploration(recipe).records()) == 4
+
+
+@pytest.mark.parametrize("searcher", ["optuna", "random"])
+@pytest.mark.parametrize(
+    ("space", "complaint"),
+    [
+        ({"engine.zero_stage": [0], "engine.precision": ["bf16", "fp16"]}, "precision .* needs zero_stage"),
+        ({GATE: ["mean", "gmu"], "optim.lrr": {"values": [1.0], "when": {GATE: ["gmu"]}}}, "unknown key 'optim.lrr'"),
+    ],
+)
+def test_a_space_without_a_possible_point_or_with_a_misspelt_key_is_refused(tmp_path, searcher, space, complaint):
+    with pytest.raises(UserError, match=complaint):
+        exploration(recipe_of(tmp_path, space=space, searcher=searcher, samples=2))
+
+
+def test_points_that_are_refused_have_folders_of_their_own(tmp_path):
+    recipe, error = recipe_of(tmp_path), UserError("no")
+    point = {"model.fusion.one_key_with_a_long_name": "x" * 40, "model.fusion.another_key": 1}
+    names = {refused(recipe, point | {"model.fusion.last": n}, error).name for n in (1, 2)}
+    assert len(names) == 2 and names == {refused(recipe, point | {"model.fusion.last": n}, error).name for n in (1, 2)}
+
+
+def test_an_index_that_does_not_answer_stops_the_start_and_is_opened_once(tmp_path, monkeypatch):
+    opened: list[str] = []
+
+    def index(recipe: Recipe) -> SimpleNamespace:
+        opened.append(recipe.data.index)
+        return SimpleNamespace(digest="1")
+
+    monkeypatch.setattr(trials, "open_index", index)
+    recipe = recipe_of(tmp_path, searcher="optuna", samples=4)
+    recipe.data.index = "s3://clips"
+    source = Proposed(recipe)
+    for _ in range(4):
+        source.draw()
+    assert len(source.records()) == 4 and len(opened) == 1
+
+    def away(recipe: Recipe) -> SimpleNamespace:
+        raise Unreachable("does not answer", where="s3://clips")
+
+    again = Proposed(recipe)
+    again._digests.clear()
+    monkeypatch.setattr(trials, "open_index", away)
+    with pytest.raises(Unreachable):
+        Proposed(recipe)
+    with pytest.raises(Unreachable):
+        again.records()
+    with pytest.raises(Unreachable):
+        again.draw()
+    assert not [one for one in known_trials(tmp_path / "study") if one.status == "failed"]
 
 
 def test_several_seeds_count_by_their_mean_and_before_one_lucky_seed(tmp_path):

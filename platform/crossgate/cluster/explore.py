@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,7 @@ from crossgate.cluster.trials import (
     write_record,
 )
 from crossgate.config import Recipe
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError
 
 ENDED = ("finished", "pruned")
 _CHECKED = 32
@@ -53,49 +53,84 @@ def exploration(recipe: Recipe) -> Exploration:
     """Returns the trials of a search.
 
     Raises:
-        UserError: for a space with a key or value that a recipe cannot have.
+        UserError: for a space of which a recipe can have no point, or with a key that it cannot have.
     """
     check_space(recipe.search)
     if recipe.search.scheduler == "pbt":
         return Population(recipe)
-    return Proposed(recipe) if recipe.search.searcher == "optuna" else Drawn(plan(recipe))
+    return Proposed(recipe) if recipe.search.searcher == "optuna" else Drawn(*plan(recipe))
 
 
-def plan(recipe: Recipe) -> list[Planned]:
+def plan(recipe: Recipe) -> tuple[list[Planned], list[TrialRecord]]:
     """Returns the trials that are known beforehand: the whole grid, or `samples` distinct draws from the space.
+
+    Keys that do not go together are a trial as well, one that has failed: it is in the second list.
 
     Raises:
         UserError: as `exploration`.
     """
     check_space(recipe.search)
     points = draws(recipe.search, recipe.run.seed) if recipe.search.samples else grid(recipe.search)
-    return [trial_of(recipe, point) for point in points]
+    return _possible(recipe, points, {})
+
+
+def _possible(
+    recipe: Recipe, points: Iterable[Point], digests: dict[str, str]
+) -> tuple[list[Planned], list[TrialRecord]]:
+    """Returns the trials of the points that make a recipe, and the records of the others.
+
+    A misspelt key is found before anything starts: it is in none that does.
+
+    Raises:
+        UserError: where none does, or none with a certain key.
+    """
+    trials: list[Planned] = []
+    others: list[tuple[Point, UserError]] = []
+    for point in points:
+        try:
+            trials.append(trial_of(recipe, point, digests=digests))
+        except Unreachable:
+            raise
+        except UserError as error:
+            others.append((point, error))
+    possible = {key for record, _ in trials for key in record.overrides}
+    for point, error in others:
+        if not possible.issuperset(point):
+            raise error
+    return trials, [refused(recipe, point, error) for point, error in others]
 
 
 class Drawn:
-    """Trials of a plan, in its order, without those that have ended."""
+    """Trials of a plan, in its order, without those that have ended.
 
-    def __init__(self, trials: list[Planned]) -> None:
-        self._trials = trials
+    Args:
+        trials: possible ones.
+        impossible: records of the others.
+    """
+
+    def __init__(self, trials: list[Planned], impossible: Sequence[TrialRecord] = ()) -> None:
+        self._trials, self._impossible = trials, impossible
         waiting = [one for one in trials if read_record(one[0]).status not in ENDED]
         self.left, self._waiting = len(waiting), iter(waiting)
 
     def draw(self) -> Planned | None:
+        for record in self._impossible:
+            write_record(record)
         return next(self._waiting, None)
 
     def tell(self, record: TrialRecord) -> None:
         """A plan does not learn."""
 
     def records(self) -> list[TrialRecord]:
-        return [read_record(record) for record, _ in self._trials]
+        return [*(read_record(record) for record, _ in self._trials), *self._impossible]
 
 
 class Proposed:
     """Trials as Optuna proposes them; first those of an earlier start that did not end."""
 
     def __init__(self, recipe: Recipe) -> None:
-        for point in draws(recipe.search.model_copy(update={"samples": _CHECKED}), recipe.run.seed):
-            trial_of(recipe, point)  # a misspelt key is found before anything starts
+        self._digests: dict[str, str] = {}
+        _possible(recipe, draws(recipe.search.model_copy(update={"samples": _CHECKED}), recipe.run.seed), self._digests)
         self._recipe, self._folder = recipe, Path(recipe.run.output) / recipe.run.name
         self._proposals = Proposals(recipe.search, recipe.run.seed)
         self._again: list[Point] = []
@@ -120,7 +155,9 @@ class Proposed:
                     return None
                 point = proposed
             try:
-                record, settings = trial_of(self._recipe, point)
+                record, settings = trial_of(self._recipe, point, digests=self._digests)
+            except Unreachable:
+                raise
             except UserError as error:  # keys that do not go together: a result as well
                 record = refused(self._recipe, point, error)
                 write_record(record)
@@ -135,16 +172,23 @@ class Proposed:
     def records(self) -> list[TrialRecord]:
         found = []
         for record in known_trials(self._folder):
-            if not record.added and (record.name.endswith("-refused") or self._is_mine(record)):
+            if not record.added and self._is_mine(record):
                 found.append(replace(record, directory=str(self._folder / record.name)))
         return found
 
     def _is_mine(self, record: TrialRecord) -> bool:
-        """Whether it is a trial of this space, these settings and this index."""
+        """Whether it is a trial of this space, these settings and this index.
+
+        Raises:
+            Unreachable: the index cannot be read now; to go on would lose or double trials.
+        """
         try:
-            return trial_of(self._recipe, record.overrides)[0].name == record.name
-        except UserError:
-            return False
+            name = trial_of(self._recipe, record.overrides, digests=self._digests)[0].name
+        except Unreachable:
+            raise
+        except UserError as error:
+            name = refused(self._recipe, record.overrides, error).name
+        return name == record.name
 
 
 def listed(trials: list[Planned]) -> Callable[[], Planned | None]:

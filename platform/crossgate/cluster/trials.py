@@ -161,7 +161,13 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def trial_of(recipe: Recipe, overrides: Mapping[str, Any], seed: int = 0, name: str = "") -> tuple[TrialRecord, Recipe]:
+def trial_of(
+    recipe: Recipe,
+    overrides: Mapping[str, Any],
+    seed: int = 0,
+    name: str = "",
+    digests: dict[str, str] | None = None,
+) -> tuple[TrialRecord, Recipe]:
     """Returns a point's trial and its recipe. Keys and values that a recipe cannot have are found here.
 
     A trial's directory is named by its settings and its index, so that clips packed anew give new trials, and a
@@ -172,12 +178,14 @@ def trial_of(recipe: Recipe, overrides: Mapping[str, Any], seed: int = 0, name: 
         overrides: recipe key -> value.
         seed: 0 for the search's own seed, n for the n-th after it.
         name: of the trial with the search's own seed, instead of one by its settings.
+        digests: index -> its digest, looked up here and added to, so that many trials open an index once.
 
     Raises:
         UserError: as `parse_recipe`.
+        Unreachable: the index cannot be read now, which says nothing of the point.
     """
     settings = with_overrides(recipe, {"kind": "finetune", **overrides, "run.seed": recipe.run.seed + seed})
-    own = name or f"{_slug(overrides)}-{identity(settings, recipe.run.seed)[:6]}"
+    own = name or f"{_slug(overrides)}-{identity(settings, recipe.run.seed, digests)[:6]}"
     name = f"{own}-seed{settings.run.seed}" if seed else own
     settings.tracking = pinned(recipe.tracking, recipe.run.output)  # trials lie deeper than the search itself
     settings.run.name, settings.run.output = name, str(Path(recipe.run.output) / recipe.run.name)
@@ -187,14 +195,18 @@ def trial_of(recipe: Recipe, overrides: Mapping[str, Any], seed: int = 0, name: 
 
 def refused(recipe: Recipe, overrides: Mapping[str, Any], error: UserError) -> TrialRecord:
     """Returns the record of a point that makes no valid recipe."""
-    name = f"{_slug(overrides)}-refused"
+    digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()  # a slug is cut short
+    name = f"{_slug(overrides)}-{digest[:6]}-refused"
     directory = str(Path(recipe.run.output) / recipe.run.name / name)
     return TrialRecord(name, dict(overrides), directory, status="failed", reason=str(error).splitlines()[0])
 
 
-def identity(settings: Recipe, seed: int) -> str:
+def identity(settings: Recipe, seed: int, digests: dict[str, str] | None = None) -> str:
     """Returns a digest of all that makes a trial's numbers: its settings, the seed, the content of its index."""
-    index = open_index(settings).digest if settings.data.index else ""
+    digests = {} if digests is None else digests
+    if settings.data.index and settings.data.index not in digests:
+        digests[settings.data.index] = open_index(settings).digest
+    index = digests.get(settings.data.index, "")
     bare = settings.model_copy(update={"search": type(settings.search)(metric=settings.search.metric)})
     return hashlib.sha256(f"{recipe_digest(bare)} {seed} {index}".encode()).hexdigest()
 
