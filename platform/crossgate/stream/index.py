@@ -122,7 +122,7 @@ class Index:
         if version != VERSION:
             raise UserError(f"index version {version}", where=where, expected=str(VERSION), cure="upgrade crossgate")
         try:
-            table = pq.ParquetFile(io.BytesIO(home.read("shards.parquet"))).read(use_threads=False)
+            table = pq.ParquetFile(pa.BufferReader(home.read("shards.parquet"))).read(use_threads=False)
         except pa.ArrowInvalid as error:
             raise UserError("the shard table is damaged", where=home.path("shards.parquet")) from error
         if shards_digest(table) != header["digest"]:

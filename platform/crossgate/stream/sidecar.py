@@ -161,7 +161,7 @@ class Sidecar:
         """
         name = sidecar_name(shard)
         try:
-            return cls(pq.ParquetFile(io.BytesIO(store.read(name))).read(use_threads=False))
+            return cls(pq.ParquetFile(pa.BufferReader(store.read(name))).read(use_threads=False))
         except (pa.ArrowInvalid, KeyError) as error:
             raise UserError(f"the shard's sidecar is damaged ({error})", where=store.path(name), cure=ANEW) from error
 
