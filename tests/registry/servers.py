@@ -86,7 +86,7 @@ def serving(
 
 def has_postgres() -> bool:
     """Whether the server, a way to it for MLflow, and a user that may run it are there."""
-    installed = shutil.which("initdb") and shutil.which("postgres") and importlib.util.find_spec("psycopg2")
+    installed = _tool("initdb") and _tool("postgres") and importlib.util.find_spec("psycopg2")
     return bool(installed and (os.getuid() != 0 or _owner()))
 
 
@@ -98,9 +98,9 @@ def postgres() -> Iterator[str]:
         if owner:
             shutil.chown(name, owner)
         data = f"{name}/data"
-        made = ["initdb", "-D", data, "-U", "crossgate", "--auth=trust", "--no-sync", "-E", "UTF8"]
+        made = [_tool("initdb"), "-D", data, "-U", "crossgate", "--auth=trust", "--no-sync", "-E", "UTF8"]
         subprocess.run(made, check=True, user=owner, stdout=subprocess.DEVNULL, cwd=name)
-        command = ["postgres", "-D", data, "-p", str(port), "-k", name, "-c", "listen_addresses=127.0.0.1", "-F"]
+        command = [_tool("postgres"), "-D", data, "-p", str(port), "-k", name, "-c", "listen_addresses=127.0.0.1", "-F"]
         with open(f"{name}/log", "wb") as log:
             process = subprocess.Popen(command, user=owner, stdout=log, stderr=log, cwd=name, start_new_session=True)
         try:
@@ -108,6 +108,12 @@ def postgres() -> Iterator[str]:
             yield f"postgresql+psycopg2://crossgate@127.0.0.1:{port}/postgres"
         finally:
             _end(process)
+
+
+def _tool(name: str) -> str:
+    """Returns the path of a program of PostgreSQL, or nothing; Debian keeps them off the search path."""
+    debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(debian[-1]) if debian else "")
 
 
 def _owner() -> str | None:
