@@ -94,10 +94,10 @@ def _possible(
         except UserError as error:
             others.append((point, error))
     possible = {key for record, _ in trials for key in record.overrides}
-    for point, error in others:
+    for point, reason in others:
         if not possible.issuperset(point):
-            raise error
-    return trials, [refused(recipe, point, error) for point, error in others]
+            raise reason
+    return trials, [refused(recipe, point, reason) for point, reason in others]
 
 
 class Drawn:
@@ -109,13 +109,13 @@ class Drawn:
     """
 
     def __init__(self, trials: list[Planned], impossible: Sequence[TrialRecord] = ()) -> None:
-        self._trials, self._impossible = trials, impossible
+        self._trials, self._impossible, self._unwritten = trials, impossible, list(impossible)
         waiting = [one for one in trials if read_record(one[0]).status not in ENDED]
         self.left, self._waiting = len(waiting), iter(waiting)
 
     def draw(self) -> Planned | None:
-        for record in self._impossible:
-            write_record(record)
+        while self._unwritten:
+            write_record(self._unwritten.pop())
         return next(self._waiting, None)
 
     def tell(self, record: TrialRecord) -> None:
