@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,65 @@ def test_a_url_is_fetched(predictor: Predictor, model_dir: Path, videos: Path) -
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Trickle(BaseHTTPRequestHandler):
+    """Gives a body in two halves, the second a while after the first, and refuses another path."""
+
+    body = b""
+
+    def do_GET(self) -> None:
+        if "there" not in self.path:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        middle = len(self.body) // 2
+        self.wfile.write(self.body[:middle])
+        time.sleep(0.3)
+        with contextlib.suppress(OSError):  # who has had enough hangs up
+            self.wfile.write(self.body[middle:])
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def trickle(videos: Path) -> Iterator[str]:
+    """Host and port of a slow server that has the whole video at /there."""
+    Trickle.body = (videos / "whole.mp4").read_bytes()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_that_comes_in_pieces_is_fetched_whole(predictor: Predictor, videos: Path, trickle: str) -> None:
+    table = predictor.predict([f"http://{trickle}/there.mp4"])
+    assert table["error"][0] is None
+    same_scores(table, predictor.predict([videos / "whole.mp4"]))
+
+
+def test_no_message_shows_the_secrets_of_a_url(model_dir: Path, trickle: str) -> None:
+    tight = Predictor(model_dir, Settings(megabytes=1))
+    Trickle.body = b"\0" * (3 << 20)
+    refused = [
+        f"http://ann:s3cret@{trickle}/there?token=s3cret",
+        f"http://ann:s3cret@{trickle}/none?token=s3cret",
+        "http://ann:s3cret@127.0.0.1:9/none?token=s3cret#s3cret",
+        "http://ann:s3/cret@127.0.0.1:9/none?token=s3cret",
+        "ftp://ann:s3cret@host/clip.mp4?token=s3cret",
+        "s3://ann:s3cret@host/clip.mp4?token=s3cret",
+        "https://ann:s3cret@[::1/?s3cret",
+    ]
+    errors = tight.predict([{"source": url, "name": "x"} for url in refused])["error"].tolist()
+    errors += Predictor(model_dir, Settings(urls=False)).predict([{"source": refused[0]}])["error"].tolist()
+    for error, words in zip(
+        errors, ["too large", "NotFound", "fetched", "fetched", "scheme", "fetched", "fetched", "off"]
+    ):
+        assert words in error and "cret" not in error and "ann:" not in error and "ann@" not in error, error
+    assert f"http://{trickle}/there" in errors[0]
 
 
 def test_a_missing_modality_is_missing_and_depth_counts_when_given(predictor: Predictor, videos: Path) -> None:

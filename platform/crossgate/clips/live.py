@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ CHECK_STREAM = "check that it is on and can be reached, then start again"
 _PROTOCOLS = (
     "http,https,tls,tcp,udp,rtp,rtsp,rtsps,rtmp,rtmps,srt,crypto"  # no file: the other side may send a playlist
 )
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _OPEN_S, _READ_S = 15.0, 30.0
 _AHEAD_S = 2.0  # decoded pictures are large: more of them are not kept for sound that does not come
 _NO_PICTURE_S = 60.0
@@ -84,6 +86,15 @@ class Live:
 
 def shown(url: str) -> str:
     """Returns a URL as it may be shown: without user name, password and query, any of which may be a secret."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # no number: the beginning of a password with an unquoted slash
+    except ValueError:
+        return f"{url.partition('://')[0]}://***"
     host = parts.netloc.rsplit("@", 1)[-1]
     return f"{parts.scheme}://{host}{parts.path}"
+
+
+def without_secrets(said: str) -> str:
+    """Returns what a library said, each URL in it as it may be shown."""
+    return _URL.sub(lambda found: shown(found[0]), said)

@@ -6,10 +6,12 @@ import base64
 import binascii
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossgate.clips.live import shown, without_secrets
 from crossgate.config import Config, Count, Positive
 from crossgate.errors import UserError
 
@@ -18,6 +20,7 @@ _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*", re.ASCII)
 _SHORTEST_BASE64 = 256  # no video is smaller, and hardly a path is longer
 _SCHEMES = ("http", "https", "s3")
+_PIECE = 1 << 20
 
 
 class Settings(Config):
@@ -74,6 +77,11 @@ def name_of(item: Any) -> str:
     return f"<{type(item).__name__}>"
 
 
+def is_url(source: str) -> bool:
+    """Whether a text names something on another machine, of whatever scheme."""
+    return _URL.match(source) is not None
+
+
 def resolve(item: Any, settings: Settings) -> Item:
     """Returns the video that a path, URL, base64 text, bytes, or dict of ``source`` and ``depth`` names.
 
@@ -110,8 +118,8 @@ def _fetch(source: Any, settings: Settings) -> Path | bytes:
         raise UserError("not a video", where=name_of(source), expected="a path, URL, bytes or base64")
     if match := _DATA_URL.match(source):
         return _decoded(source[match.end() :], largest)
-    if match := _URL.match(source):
-        return _downloaded(source, match[1].lower(), largest, settings)
+    if is_url(source):
+        return b"".join(pieces(source, settings))
     if settings.paths and os.path.isfile(source):
         return Path(source)
     if len(source) >= _SHORTEST_BASE64 and _BASE64.fullmatch(source):
@@ -132,29 +140,46 @@ def _decoded(text: str, largest: int) -> bytes:
     return _bounded(data, largest, where)
 
 
-def _downloaded(url: str, scheme: str, largest: int, settings: Settings) -> bytes:
+def pieces(url: str, settings: Settings) -> Iterator[bytes]:
+    """Yields what a URL names, a piece at a time.
+
+    Raises:
+        UserError: not such a URL, not there, not allowed or too large; no message shows user name, password or query.
+    """
+    scheme, where, largest = url.partition("://")[0].lower(), shown(url), settings.megabytes << 20
     if scheme not in _SCHEMES:
-        raise UserError(f"scheme {scheme}:// is not read", where=url, expected=", ".join(_SCHEMES))
+        raise UserError(f"scheme {scheme}:// is not read", where=where, expected=", ".join(_SCHEMES))
     if not settings.urls:
-        raise UserError("URLs are switched off here", where=url, expected="a path, bytes or base64")
+        raise UserError("URLs are switched off here", where=where, expected="a path, bytes or base64")
     import fsspec
 
+    total = 0
     try:
         # Without blocks an HTTP body is one stream, which servers without ranges can give as well.
         files, path = fsspec.url_to_fs(url)
         with files.open(path, "rb", **({} if scheme == "s3" else {"block_size": 0})) as file:
-            data = file.read(largest + 1)
+            while piece := file.read(_PIECE):  # of a stream as much as has come
+                total += len(piece)
+                _check_size(total, largest, where)
+                yield piece
+    except UserError:
+        raise
     except ImportError as error:
-        raise UserError(f"reading {scheme}:// needs another package ({error})", where=url) from None
+        raise UserError(f"reading {scheme}:// needs another package ({error})", where=where) from None
     except Exception as error:  # each file system has its own family of errors
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot be fetched ({reason})", where=url, cure="check the URL") from None
-    return _bounded(data, largest, url)
+        said = without_secrets(str(error).strip().replace(url, where))
+        reason = said.splitlines()[0][:160] if said not in ("", where) else type(error).__name__
+        raise UserError(f"cannot be fetched ({reason})", where=where, cure="check the URL") from None
+    _check_size(total, largest, where)
 
 
 def _bounded(data: bytes, largest: int, where: str) -> bytes:
-    if len(data) > largest:
-        raise UserError("too large", where=where, expected=f"at most {largest >> 20} MB")
-    if not data:
-        raise UserError("no bytes", where=where, expected="a video")
+    _check_size(len(data), largest, where)
     return data
+
+
+def _check_size(size: int, largest: int, where: str) -> None:
+    if size > largest:
+        raise UserError("too large", where=where, expected=f"at most {largest >> 20} MB")
+    if not size:
+        raise UserError("no bytes", where=where, expected="a video")
