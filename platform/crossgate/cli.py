@@ -388,19 +388,18 @@ def watch(
     """Slide a window over a long video: a JSON line a window as it comes, an alarm, a timeline."""
     import json
 
-    from crossgate.runs.watch import Watch, watched
+    from crossgate.runs.watch import Course, Watch, watched
 
     watching = Watch(
         model, video, stride=stride, label=label, on=on, off=off, after=after, tracking_uri=tracking_uri, live=live
     )
-    moments = []
+    course = Course()
     with suppress(KeyboardInterrupt):  # which is how one stops watching what never ends
         for moment in watching:
-            if figure is not None:
-                moments.append(moment)
+            course.add(moment)
             typer.echo(json.dumps(moment.row()))
     if figure is not None:
-        typer.echo(f"wrote {watched(figure, moments, watching)}", err=True)
+        typer.echo(f"wrote {watched(figure, course.moments, watching)}", err=True)
     typer.echo(f"{watching.seconds:.0f} s of video at {watching.speed:.1f} times real time", err=True)
 
 

@@ -7,7 +7,9 @@ import io
 import json
 import shutil
 import socket
+import tempfile
 import threading
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from crossgate.clips.media import SAMPLE_RATE
 from crossgate.errors import UserError
 from crossgate.model.store import keep_threshold
 from crossgate.registry.predictor import Predictor
-from crossgate.runs.watch import Alarm, Watch, join, watched
+from crossgate.runs import watch
+from crossgate.runs.watch import Alarm, Course, Moment, Watch, join, watched
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +86,8 @@ def test_the_alarm_rings_by_default_where_the_model_answers_so(model: Path, vide
     own = tmp_path / "model"
     shutil.copytree(model, own)
     keep_threshold(own, 0.2)
-    watch = Watch(str(own), str(video))
-    assert (watch.alarm.on, watch.alarm.off) == (0.2, pytest.approx(0.14))
+    watching = Watch(str(own), str(video))
+    assert (watching.alarm.on, watching.alarm.off) == (0.2, pytest.approx(0.14))
     other = Watch(str(own), str(video), label="nofight", off=0.1)
     assert (other.alarm.on, other.alarm.off) == (0.5, 0.1)
 
@@ -192,6 +195,50 @@ def test_a_live_stream_is_scored_while_it_comes(tmp_path: Path, video: Path, sch
         assert moment.scores == pytest.approx(known.scores, abs=same)
 
 
+def test_a_url_is_watched_from_a_file_that_is_gone_afterwards(
+    model: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more of it is held in memory than a piece."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    sent, torn = [video.read_bytes()[:700], video.read_bytes()[700:]], [video.read_bytes()[:700]]
+    monkeypatch.setattr(watch, "pieces", lambda url, settings: iter(torn if "torn" in url else sent))
+    watching = Watch(str(model), "http://ann:s3cret@host/long.mp4?token=s3cret")
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "video").read_bytes() == video.read_bytes() and not isinstance(watching._video, bytes)
+    found = [moment.scores for moment in watching]
+    assert found == [moment.scores for moment in Watch(str(model), str(video))]
+    assert list(tmp_path.iterdir()) == []
+
+    with pytest.raises(UserError, match=r"^http://host/torn.mp4: not decodable"):
+        list(Watch(str(model), "http://ann:s3cret@host/torn.mp4"))
+
+    def refused(url: str, settings: object) -> Iterator[bytes]:
+        yield sent[0]
+        raise UserError("too large", where="http://host/long.mp4")
+
+    monkeypatch.setattr(watch, "pieces", refused)
+    with pytest.raises(UserError, match="too large"):
+        Watch(str(model), "http://host/long.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_timeline_of_what_never_ends_stays_bounded_and_keeps_every_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_POINTS", 16)
+    course = Course()
+    for number in range(1000):
+        course.add(Moment(number, number + 2, (number % 7) / 10, {}, None, ["rgb"], number in (3, 400, 999)))
+        assert len(course.moments) <= 16 and len(course._next) < course._each
+    kept = course.moments
+    assert [moment.start_s for moment in kept if moment.alarm] == [3, 400, 999]
+    assert [moment.start_s for moment in kept] == sorted(moment.start_s for moment in kept)
+    assert all(moment.score == 0.6 for moment in kept if not moment.alarm)
+    monkeypatch.undo()
+    few = Course()
+    for moment in kept:
+        few.add(moment)
+    assert few.moments == kept
+
+
 def test_a_camera_that_is_not_there_is_one_line_without_its_password(model: Path) -> None:
     with pytest.raises(UserError, match=r"^rtsp://127.0.0.1:9/door: not decodable \(") as caught:
         Watch(str(model), "rtsp://ann:s3cret@127.0.0.1:9/door?token=s3cret")
@@ -205,3 +252,11 @@ def test_what_cannot_be_watched_says_why(model: Path, video: Path) -> None:
         Watch(str(model), "nowhere.mp4")
     with pytest.raises(UserError, match=r"cannot write the picture \(Is a directory\)"):
         watched(model, [], Watch(str(model), str(video)))
+    for keys, complaint in (
+        ({"stride": 0}, "--stride: windows 0 to a length; expected 1 to 16"),
+        ({"stride": 17}, "--stride"),
+        ({"after": 0}, "--after: 0 windows in a row; expected 1 or more"),
+        ({"on": 0.2, "off": 0.3}, "off <= on"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            Watch(str(model), str(video), **keys)

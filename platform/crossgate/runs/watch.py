@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from crossgate.errors import UserError, writing
 from crossgate.evaluation.timeline import Thumbnail
 from crossgate.registry.predictor import Predictor
 from crossgate.registry.release import fetched
-from crossgate.registry.sources import Settings, resolve
+from crossgate.registry.sources import Settings, is_url, pieces, resolve
 
 _DAY = 24 * 3600.0
 _HYSTERESIS = 0.7
 _THUMBNAILS = 400  # kept at most; then every other one is dropped
+_POINTS = 20_000  # of a timeline, which is no more pixels wide
+_BOUNDS = Settings(megabytes=8 << 10)
+_MOST_STRIDE = 16
 
 
 @dataclass
@@ -86,7 +90,8 @@ class Watch:
 
     Args:
         model: ``models:/NAME@ALIAS``, or the directory of a run or model.
-        video: path, http(s) or s3 URL, which is fetched whole, or the URL of a live stream (`clips.live.SCHEMES`).
+        video: path, http(s) or s3 URL, which is fetched whole into a temporary file, or the URL of a live stream
+            (`clips.live.SCHEMES`).
         live: an http(s) URL is a live stream too.
         stride: windows begin so many to a window's length (2: each overlaps half of the one before).
         label: watched class (empty: the model's positive one).
@@ -96,7 +101,7 @@ class Watch:
         tracking_uri: server of a registered model.
 
     Raises:
-        UserError: no such model, class or video.
+        UserError: no such model, class or video, or numbers out of bounds.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Watch:
         tracking_uri: str = "",
         live: bool = False,
     ) -> None:
+        _check_counts(stride, after)
         with ExitStack() as opened:
             registered = model.startswith("models:/")
             folder = opened.enter_context(fetched(model, TrackingConfig(uri=tracking_uri))) if registered else model
@@ -120,22 +126,18 @@ class Watch:
         self.label = label or card.positive
         if self.label not in card.classes:
             raise UserError(f"no class '{self.label}'", where="--label", expected=", ".join(card.classes))
-        self._limits = Limits(seconds=_DAY)
-        self._video: Source
-        if live or video.split("://", 1)[0] in SCHEMES:
-            self._limits = Limits(seconds=math.inf)
-            with decoding(shown(video), CHECK_STREAM):
-                sound = "audio" in self._predictor.modalities
-                self._video = Live(video, pixels=self._limits.pixels, sound=sound)
-        else:
-            self._video = resolve(video, Settings(megabytes=8 << 10)).video
-        self._stride = stride
         if on is None:
             on = min(1.0, card.threshold) if self.label == card.positive else 0.5
         self.alarm = Alarm(on, _HYSTERESIS * on if off is None else off, after)
+        self._stride = stride
         self.thumbnails: list[Thumbnail] = []
         self._every = 1
         self.seconds = self.busy = 0.0
+        self._limits = Limits(seconds=_DAY)
+        self._name = shown(video) if is_url(video) else video
+        with ExitStack() as opened:
+            self._video = self._opened(video, live, opened)
+            self._open = opened.pop_all()
 
     @property
     def speed(self) -> float:
@@ -145,13 +147,31 @@ class Watch:
     def __iter__(self) -> Iterator[Moment]:
         try:
             yield from self._moments()
+        except UserError as error:
+            if error.where != str(self._video):
+                raise
+            raise UserError(error.what, where=self._name, expected=error.expected, cure=error.cure) from None
         finally:
-            if isinstance(self._video, Live):
-                self._video.close()
+            self._open.close()
+
+    def _opened(self, video: str, live: bool, opened: ExitStack) -> Source:
+        """Returns what to read: a live connection, a file, or a file that what a URL names was written to."""
+        if live or video.split("://", 1)[0] in SCHEMES:
+            self._limits = Limits(seconds=math.inf)
+            with decoding(self._name, CHECK_STREAM):
+                sound = "audio" in self._predictor.modalities
+                return opened.enter_context(closing(Live(video, pixels=self._limits.pixels, sound=sound)))
+        if not is_url(video):
+            return resolve(video, _BOUNDS).video
+        path = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="crossgate-watch-"))) / "video"
+        with writing("what is fetched", path), path.open("wb") as file:
+            for piece in pieces(video, _BOUNDS):
+                file.write(piece)
+        return path
 
     def _moments(self) -> Iterator[Moment]:
         clip = self._predictor.card.clip
-        pieces = iter_clips(
+        parts = iter_clips(
             self._video,
             seconds=clip.seconds / self._stride,
             short_side=max(128, clip.size),
@@ -162,7 +182,7 @@ class Watch:
         count = 0
         while True:
             begun = time.perf_counter()
-            piece = next(pieces, None)
+            piece = next(parts, None)
             if piece is None:
                 break
             held = [*held, piece][-self._stride :]
@@ -176,8 +196,8 @@ class Watch:
         if 0 < count < self._stride:  # shorter than a window
             yield self._moment(held)
 
-    def _moment(self, pieces: list[RawClip]) -> Moment:
-        joined = join(pieces)
+    def _moment(self, parts: list[RawClip]) -> Moment:
+        joined = join(parts)
         tensors = clip_tensors(joined, self._predictor.card.clip, None, 0)
         if not tensors:
             raise UserError("none of the model's modalities", expected=" or ".join(self._predictor.modalities))
@@ -195,15 +215,53 @@ class Watch:
             self.thumbnails, self._every = self.thumbnails[::2], self._every * 2
 
 
-def join(pieces: list[RawClip]) -> RawClip:
+def _check_counts(stride: int, after: int) -> None:
+    if not 1 <= stride <= _MOST_STRIDE:
+        raise UserError(f"windows {stride} to a length", where="--stride", expected=f"1 to {_MOST_STRIDE}")
+    if after < 1:
+        raise UserError(f"{after} windows in a row", where="--after", expected="1 or more")
+
+
+class Course:
+    """The moments that a timeline draws, of a watch that may never end.
+
+    Where they would be too many, each of them stands for several: the one that rings, or has the highest score.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Moment] = []
+        self._next: list[Moment] = []
+        self._each = 1
+
+    @property
+    def moments(self) -> list[Moment]:
+        """In their order; the last may stand for fewer than the others."""
+        return [*self._kept, *([_loudest(self._next)] if self._next else [])]
+
+    def add(self, moment: Moment) -> None:
+        """Takes the next one."""
+        self._next.append(moment)
+        if len(self._next) == self._each:
+            self._kept.append(_loudest(self._next))
+            self._next = []
+        if len(self._kept) == _POINTS:
+            pairs = zip(self._kept[::2], self._kept[1::2], strict=True)
+            self._kept, self._each = [_loudest(pair) for pair in pairs], self._each * 2
+
+
+def _loudest(moments: Sequence[Moment]) -> Moment:
+    return max(moments, key=lambda moment: (moment.alarm, moment.score))
+
+
+def join(parts: list[RawClip]) -> RawClip:
     """Returns consecutive pieces as one clip; a piece without sound among others with sound is silent."""
-    first = pieces[0]
+    first = parts[0]
     joined = RawClip(fps=first.fps, start=first.start)
     for name in ("rgb", "flow"):
-        if all(name in piece.streams for piece in pieces):
-            joined.streams[name] = np.concatenate([piece.streams[name] for piece in pieces])
-    if any("audio" in piece.streams for piece in pieces):
-        joined.streams["audio"] = np.concatenate([_sound(piece) for piece in pieces])
+        if all(name in part.streams for part in parts):
+            joined.streams[name] = np.concatenate([part.streams[name] for part in parts])
+    if any("audio" in part.streams for part in parts):
+        joined.streams["audio"] = np.concatenate([_sound(part) for part in parts])
     return joined
 
 
