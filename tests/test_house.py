@@ -28,6 +28,7 @@ GROUND = {
     "_version",
     "_torchvision",
     "workers",
+    "yaml_file",
 }
 ALLOWED: dict[str, set[str]] = {
     "clips": set(),

@@ -17,6 +17,7 @@ from crossgate.recipe import (
     redacted,
     with_overrides,
 )
+from crossgate.yaml_file import StrictLoader
 
 
 def write(tmp_path: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -88,6 +89,42 @@ def test_bad_recipes_get_one_line_that_names_the_key(tree: dict, fragments: list
 def test_files_that_are_no_recipe(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="mine.yaml"):
         load_recipe(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kind: pretrain\noptim:\n  lr: 1\n  lr: 2\n", ", line 4: key 'lr' is in line 3 already; remove one of them"),
+        ("kind: pretrain\noptim: {}\nmodel: {}\noptim: {}\n", ", line 4: key 'optim' is in line 2 already"),
+        ("kind: pretrain\noptim: {lr: 1, lr: 1}\n", ", line 2: key 'lr' is in line 2 already"),
+        ("kind: pretrain\noptim:\n\tlr: 1\n", ", line 3: cannot be read as YAML (found character '\\t'"),
+        ("kind: pretrain\n  optim: 1\n", ", line 2: cannot be read as YAML (mapping values are not allowed here)"),
+        ("kind: [unclosed\n", ", line 2: cannot be read as YAML (expected ',' or ']'"),
+        ("kind: !!python/object:os.system x\n", ", line 1: could not determine a constructor for the tag"),
+        ("kind: \x01\n", ": cannot be read as YAML (unacceptable character"),
+        ("- a list\n", ": holds no mapping; expected a YAML mapping that begins with `kind:`"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}{said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_that_are_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"kind: \xff")
+    with pytest.raises(UserError, match=r"binary\.yaml: is no text \(byte 6 is not UTF-8\)"):
+        load_recipe(tmp_path / "binary.yaml")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        load_recipe(tmp_path)
+
+
+def test_what_a_merge_brings_may_be_set_again(tmp_path: Path) -> None:
+    text = "kind: pretrain\noptim: &one {lr: 0.1, warmup: 0.2}\nmodel: {}\n"
+    tree = yaml.load(text + "again: {<<: *one, lr: 0.3}\n", StrictLoader)
+    assert tree["again"] == {"lr": 0.3, "warmup": 0.2}
 
 
 def test_missing_recipe_is_named() -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from crossgate.config import Recipe
 from crossgate.config.base import CredentialsError
 from crossgate.errors import UserError, nearest
+from crossgate.yaml_file import StrictLoader, read_yaml
 
 # What may differ between two starts of the same run without changing its numbers.
 _OPERATIONAL = ("run", "cluster", "tracking", "release")
@@ -51,17 +52,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Returns the recipe of a YAML file with ``section.key=value`` overrides applied.
 
     Raises:
-        UserError: for a missing or malformed file, an unknown key or an ill-typed value, naming the nearest key.
+        UserError: for a missing or malformed file, a key that is unknown (with the nearest) or there twice, or an
+            ill-typed value.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError("no such recipe", where=path, cure="see jobs/recipes for examples") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"not readable as YAML ({error})", where=path) from None
-    if not isinstance(tree, dict):
-        raise UserError("not a recipe", where=path, expected="a YAML mapping that begins with `kind:`")
+    tree = read_yaml(path, "recipe", "a YAML mapping that begins with `kind:`", "see jobs/recipes for examples")
     overrides = list(overrides)
     for override in overrides:
         _override(tree, override)
@@ -262,7 +257,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not sign:
         raise UserError("not an override", where=override, expected="section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, StrictLoader)
     except yaml.YAMLError:
         value = text
     _set(tree, key.strip(), value)

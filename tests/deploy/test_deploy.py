@@ -244,7 +244,7 @@ def test_a_key_left_out_and_a_file_that_is_none(tmp_path: Path) -> None:
     path.write_text("- 1\n")
     with pytest.raises(UserError, match="YAML mapping"):
         load_settings(path)
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match="no such settings"):
         load_settings(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="no manifests"):
         build(load_settings(settings_file(tmp_path)), tmp_path)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import Field, ValidationError
 
 from crossgate.config.base import Config, CredentialsError, FolderUrl, Positive
 from crossgate.errors import UserError, nearest
+from crossgate.yaml_file import read_yaml
 
 SHIPPED = ("local", "gpu", "prod")
 """Overlays of the repository, which are not overwritten."""
@@ -88,12 +88,8 @@ def load_settings(path: str | Path) -> DeployConfig:
         UserError: for a file that is not there, an unknown or missing key, and for what cannot work.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"not readable as YAML ({error})", where=path, cure="see k8s/deploy.example.yaml") from None
-    if not isinstance(tree, dict):
-        raise UserError("not settings", where=path, expected="a YAML mapping as k8s/deploy.example.yaml")
+    example = "k8s/deploy.example.yaml"
+    tree = read_yaml(path, "settings", f"a YAML mapping as {example}", f"see {example}")
     try:
         settings = DeployConfig.model_validate(tree)
     except ValidationError as error:
