@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -287,6 +288,32 @@ def test_a_full_disk_costs_metrics_and_not_the_run(
             tracker.log_metrics({"loss": 1.0}, step)
     tracker.finish()
     assert caplog.text.count("No space left on device") == 1
+
+
+def test_a_full_disk_under_the_database_is_one_line(store: Path, tmp_path: Path) -> None:
+    """A bound on the length of a file stands for the end of a disk."""
+    with open_tracker(recipe_for(store), store / "any", 0):
+        pass
+    shutil.copyfile(store / "mlflow.db", tmp_path / "mlflow.db")
+    code = f"""
+import os, resource, time
+from crossgate.recipe import parse_recipe
+from crossgate.tracking import open_tracker
+tracker = open_tracker(parse_recipe({{'kind': 'pretrain'}}), {str(tmp_path / "run")!r}, interval=0.1)
+while tracker._spool.waiting():
+    time.sleep(0.05)
+size = os.path.getsize({str(tmp_path / "mlflow.db")!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+for step in range(2000):
+    tracker.log_metrics({{'loss': 1.0}}, step)
+time.sleep(2)
+tracker.finish(timeout=1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    down, left = done.stderr.splitlines()
+    assert "does not take data ((sqlite3.OperationalError)" in down and "kept in" in down
+    assert "has not taken everything" in left
+    assert done.stdout == ""
 
 
 def test_mlflow_is_quiet_even_when_it_makes_its_database(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ class Delivery:
                 if self._closing.is_set():
                     self._abandoned.wait(0.5)
                 continue
+            if self._abandoned.is_set() and not self._finished():
+                return  # what was left was not tried
             self._say_up()
             if self._closing.is_set() and self._finished():
                 return

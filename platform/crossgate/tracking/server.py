@@ -83,8 +83,10 @@ def make_client(uri: str) -> MlflowClient:
     environment.calm_mlflow()
     from mlflow import MlflowClient
 
-    for chatty in ("mlflow.store.db.utils", "alembic", "mlflow.tracking._tracking_service.client"):
+    for chatty in ("alembic", "mlflow.tracking._tracking_service.client"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It shows a trace for each refusal of a database that it raises as well: `connect` and `delivery` tell that once.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # an outage is told once, by `delivery`
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
