@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.ray_train import _Mail, launch
 from crossgate.errors import UserError
 from crossgate.recipe import parse_recipe
+from crossgate.training.checkpoint import newest_whole
+from crossgate.training.requests import Preempted
 
 ENTRY = "tiny_run:run"
 RAY = {"workers": 2, "launcher": "ray", "max_failures": 2}
@@ -44,6 +48,24 @@ def test_a_run_that_hangs_is_ended_and_started_again(tmp_path, ray_cluster):
     reports = [(tmp_path / "run" / "hangs" / f"rank-0000{rank}.before.txt").read_text() for rank in range(2)]
     assert reports[1].startswith("rank 1: load of step 10")
     assert "of step 10" in reports[0].splitlines()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ctrl_c_of_the_driver_lets_all_ranks_save(tmp_path, ray_cluster):
+    recipe = tiny_recipe(tmp_path, "run", cluster=RAY, finetune={"task": "interrupt@6"}, training={"save_every": 100})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "driver").write_text(str(os.getpid()))
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Preempted) as ended:
+        launch(recipe, ENTRY)
+    assert ended.value.code == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    newest, _ = newest_whole(tmp_path / "run")
+    assert newest is not None and 6 <= newest.step < 12
+    result = launch(recipe, ENTRY)
+    assert (result["step"], result["resumed_from"]) == (12, newest.step)
+    assert len(losses(tmp_path, "run")) == 12
 
 
 @pytest.mark.ray

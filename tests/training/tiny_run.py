@@ -210,6 +210,10 @@ def run(recipe: Recipe) -> dict[str, Any]:
         fuse.touch()
         if fault == "outage":
             raise Unreachable("storage failed", where="s3://clips", cure="check that it is reachable")
+        if fault == "interrupt":
+            os.kill(int((run_dir / "driver").read_text()), signal.SIGINT)
+            time.sleep(2)  # by then rank 0 has looked
+            return
         if fault == "hang":
             time.sleep(600)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -29,11 +30,39 @@ def possible_workers(recipe: Recipe) -> tuple[int, ...]:
 
 
 class Trainer(TorchTrainer):
-    """Ray's trainer with a number of workers that the recipe allows at any time."""
+    """Ray's trainer with a number of workers that the recipe allows at any time, which save before they stop.
 
-    def __init__(self, *given: Any, recipe: Recipe, **options: Any) -> None:
+    Args:
+        recipe: of the run.
+        ask_to_stop: called with the signal by which the driver is told to end.
+    """
+
+    def __init__(self, *given: Any, recipe: Recipe, ask_to_stop: Callable[[int], None], **options: Any) -> None:
         super().__init__(*given, **options)
-        self._counts = possible_workers(recipe)
+        self._counts, self._ask_to_stop = possible_workers(recipe), ask_to_stop
+
+    def fit(self) -> Any:
+        """Trains; the process's signal handlers are afterwards what they were."""
+        if threading.current_thread() is not threading.main_thread():
+            return super().fit()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return super().fit()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """A first Ctrl-C or SIGTERM lets the ranks save; a second one is Ray's, which ends them at once."""
+        super()._register_sigint_handler(controller)
+        abort = signal.getsignal(signal.SIGINT)
+
+        def stop(number: int, _: object) -> None:
+            self._ask_to_stop(number)
+            signal.signal(number, abort)
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         scaling: Any = self.scaling_config
@@ -129,12 +158,19 @@ def _heed_sigterm() -> None:
 def watch_for_preemption(every_s: float = 0.5) -> None:
     """Asks the run to save once when Ray says that a node of this run will be taken away; returns at once."""
     noticed = getattr(get_train_context(), "preemption_context", None)  # later than some versions of Ray
-    if noticed is None:
-        return
+    if noticed is not None:
+        _when(lambda: noticed.preemption_info is not None, REQUESTS.ask_to_save, every_s)
 
+
+def watch_for_stop(asked: Callable[[], int], every_s: float = 0.5) -> None:
+    """Asks the run to save and stop once the driver is told to, by the signal that is then asked for."""
+    _when(lambda: asked() > 0, lambda: REQUESTS.ask_to_stop(asked()), every_s)
+
+
+def _when(so: Callable[[], bool], then: Callable[[], None], every_s: float) -> None:
     def watch() -> None:
-        while noticed.preemption_info is None:
+        while not so():
             time.sleep(every_s)
-        REQUESTS.ask_to_save()
+        then()
 
-    threading.Thread(target=watch, name="preemption", daemon=True).start()
+    threading.Thread(target=watch, name="watch-requests", daemon=True).start()

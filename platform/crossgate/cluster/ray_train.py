@@ -20,6 +20,7 @@ from crossgate.config import Recipe
 from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import parse_recipe
 from crossgate.training.durable import write_atomically
+from crossgate.training.requests import Preempted
 
 
 def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, Any] | None 
 
     Raises:
         UserError: from the run, wherever it was raised, or when Ray cannot be had.
+        Preempted: after SIGTERM or Ctrl-C, when everything is saved.
     """
     recipe = with_absolute_paths(recipe)
     entry = entry or f"crossgate.runs.{recipe.kind}:run"
@@ -91,6 +93,7 @@ def _fit_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any], mail: 
         trainer = Trainer(
             _work,
             recipe=recipe,
+            ask_to_stop=mail.ask_to_stop,
             train_loop_config={
                 "recipe": recipe.model_dump(mode="json"),
                 "entry": entry,
@@ -117,27 +120,36 @@ def _fit_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any], mail: 
             mail.raise_complaint()
             raise _given_up(error, recipe) from None
     mail.raise_complaint()
-    return mail.result()
+    result = mail.result()
+    if not result and mail.asked_to_stop():
+        raise Preempted(128 + mail.asked_to_stop())
+    return result
 
 
 def _work(config: dict[str, Any]) -> None:
     """One rank on Ray. Progress lives in the run directory, so a restart is simply a start."""
     import ray.train
 
-    from crossgate.cluster.elastic import watch_for_preemption
+    from crossgate.cluster.elastic import watch_for_preemption, watch_for_stop
 
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     mail = _Mail(Path(config["mail"]))
-    if mail.complaints():
-        return  # restarted because some rank complained: no use in trying again
+    if mail.complaints() or mail.asked_to_stop():
+        return  # restarted because some rank complained, or stopped: no use in trying again
     recipe = parse_recipe(config["recipe"])
     watch_for_preemption()
+    if rank == 0:  # what one rank is asked all heed
+        watch_for_stop(mail.asked_to_stop)
     use_reserved(recipe.cluster.cpus_per_worker, recipe.cluster.gpus_per_worker)
     meters = shown_to_prometheus(Path(recipe.run.output) / recipe.run.name) if rank == 0 else nullcontext()
     try:
         with meters:
             result = resolve(config["entry"])(recipe, **config["arguments"])
+    except Preempted:
+        if not mail.asked_to_stop():
+            raise
+        return
     except Unreachable:
         raise  # Ray starts the ranks anew, `max_failures` times
     except UserError as error:
@@ -163,7 +175,7 @@ def _given_up(error: Exception, recipe: Recipe) -> Exception:
 
 
 class _Mail:
-    """Messages from the ranks to the one who launched them, in a folder of the run that all of them see."""
+    """Messages between the ranks and the one who launched them, in a folder of the run that all of them see."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -214,6 +226,15 @@ class _Mail:
                 expected=complaint["expected"],
                 cure=complaint["cure"],
             )
+
+    def ask_to_stop(self, signum: int) -> None:
+        """Asks the ranks to save and stop, since the launching process got a signal."""
+        self._write("stop", {"signal": int(signum)})
+
+    def asked_to_stop(self) -> int:
+        """Returns the signal by which the ranks are to stop, or 0."""
+        path = self.folder / "stop.json"
+        return int(json.loads(path.read_text())["signal"]) if path.exists() else 0
 
     def deliver(self, result: dict[str, Any]) -> None:
         """Hands in what the entry returned on rank 0."""

@@ -42,7 +42,7 @@ from crossgate.training.nonfinite import NonFinitePolicy, Verdict
 from crossgate.training.profile import StepProfile
 from crossgate.training.progress import ProgressLine
 from crossgate.training.randomness import random_states_kept
-from crossgate.training.requests import STOP, Requests, heeding_signals
+from crossgate.training.requests import STOP, Preempted, Requests, heeding_signals
 from crossgate.training.schedule import LearningRates
 from crossgate.training.trace import StepTrace
 from crossgate.training.upload import GRACE_S, Uploader, checkpoint_store
@@ -112,10 +112,6 @@ class FitResult:
     """Step that this start went on from (0: from the beginning)."""
     model_dir: Path
     """Where the model of the best weights is, if `save_model` was given."""
-
-
-class Preempted(SystemExit):
-    """The run was asked to stop and has saved; starting it again goes on."""
 
 
 def fit(

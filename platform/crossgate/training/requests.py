@@ -10,6 +10,10 @@ from contextlib import contextmanager
 SAVE, STOP = 1, 2
 
 
+class Preempted(SystemExit):
+    """The run was asked to stop and has saved; starting it again goes on."""
+
+
 class Requests:
     """The requests to this process's rank."""
 
