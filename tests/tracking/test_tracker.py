@@ -176,6 +176,8 @@ def test_other_ranks_and_disabled_tracking_touch_nothing(tmp_path: Path) -> None
         ("mlruns", "no longer writes to plain folders"),
         ("ftp://host/x", "unknown kind of tracking server"),
         ("sqlite:////proc/none/x.db", "cannot be made"),
+        ("sqlite:////proc/x.db", "this database takes no data (unable to open database file)"),
+        ("sqlite:////bin/sh", "this database takes no data (file is not a database)"),
         ("postgresql://user:secret@127.0.0.1:9/db", "does not answer"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 5.0
 _WEB = ("http", "https")
+_FILE = "sqlite:///"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -122,7 +125,7 @@ def _check_scheme(uri: str) -> None:
             expected="sqlite:///FILE.db or http(s)://HOST:PORT",
         )
     if scheme == "sqlite":
-        file = Path(uri.removeprefix("sqlite:///"))
+        file = Path(uri.removeprefix(_FILE))
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -136,7 +139,9 @@ def _check_scheme(uri: str) -> None:
 
 
 def _probe(uri: str) -> None:
-    """Asks a web server for a sign of life, since MLflow's own first call retries for long."""
+    """Asks a web server, or a SQLite file, for a sign of life, since MLflow's own first call retries for long."""
+    if uri.startswith(_FILE):
+        _probe_file(uri)
     if urlsplit(uri).scheme not in _WEB:
         return
     import requests
@@ -147,23 +152,41 @@ def _probe(uri: str) -> None:
         raise _unreachable(uri, error) from None
 
 
+def _probe_file(uri: str) -> None:
+    """Begins to write; a file that another run is just writing is no refusal."""
+    path = uri.removeprefix(_FILE).partition("?")[0]
+    if not path or path.startswith(("file:", ":memory:")):
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=_PROBE_SECONDS, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise _unreachable(uri, error) from None
+
+
 def _unreachable(uri: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     password = urlsplit(uri).password
     if password:
         reason = reason.replace(password, "***")
+    where = f"tracking.uri {redacted(uri)}"
+    if uri.startswith(_FILE):
+        cure = "free some space, check who may write there, or name another file in tracking.uri"
+        return UserError(f"this database takes no data ({reason})", where=where, cure=cure)
     return UserError(
         f"the tracking server does not answer ({reason})",
-        where=f"tracking.uri {redacted(uri)}",
+        where=where,
         cure="start it, correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.enabled=false",
     )
 
 
 def _artifacts(uri: str) -> str | None:
     """Artifacts of a SQLite store go beside its file; a real server knows its own place."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(_FILE):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+    return (Path(uri.removeprefix(_FILE)).absolute().parent / "mlartifacts").as_uri()
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
