@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+_NUMBERED = re.compile(r"\(os error (\d+)\)")  # safetensors' way to say what the system said
 _STREAM = re.compile("inline_container|iostream error")  # torch.save's words for a file that takes no more
 
 NO_MORE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
 """What a disk answers that takes no more."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SICK = frozenset({errno.EIO, errno.ESTALE})
 
 
 class UserError(Exception):
@@ -65,9 +68,23 @@ def writing(what: str, where: object) -> Iterator[None]:
         reason = _refusal(error)
         if reason is None:
             raise
-        full = not isinstance(error, OSError) or error.errno in NO_MORE
-        cure = "free some space" if full else "check the path and who may write there"
-        raise UserError(f"cannot write {what} ({reason})", where=where, cure=cure) from None
+        raise UserError(f"cannot write {what} ({reason})", where=where, cure=cure_for(_number(error))) from None
+
+
+def cure_for(number: int | None) -> str:
+    """Returns what to do where the system refused to write; None: a library that gave no number, mostly a full disk."""
+    if number is None or number in _FULL:
+        return "free some space"
+    if number == errno.EROFS:
+        return "mount it writable, or name a folder that is"
+    return "check the disk or its mount" if number in _SICK else "check the path and who may write there"
+
+
+def _number(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = _NUMBERED.search(str(error))
+    return int(found[1]) if found else None
 
 
 def _refusal(error: Exception) -> str | None:

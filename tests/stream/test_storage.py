@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.server
+import os
 import pickle
 import socket
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
-from crossgate.errors import Unreachable, UserError
+from crossgate.errors import Unreachable, UserError, writing
 from crossgate.stream import storage
 from crossgate.stream.failures import explain
 from crossgate.stream.storage import Store, open_store
@@ -67,6 +68,33 @@ def test_failures_are_one_line(store: Store) -> None:
         store.read("nothing")
     full = explain(OSError(errno.ENOSPC, "full"), "x")
     assert "no space left on the disk" in str(full)
+    denied = (explain(PermissionError(), where) for where in ("s3://b/x", "/shards/x"))
+    assert [error.cure for error in denied] == [
+        "check the credentials of your environment or profile",
+        "check who may read and write there",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, "mount it writable, or name a folder that is"),
+        (errno.EIO, "check the disk or its mount"),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_cured_by_what_it_says(number: int, cure: str) -> None:
+    said = OSError(number, os.strerror(number))
+    assert str(explain(said, "x")).endswith(f"; {cure} and start again")
+    for failure in (said, type("SafetensorError", (Exception,), {})(f"I/O error: {said.strerror} (os error {number})")):
+        with (
+            pytest.raises(UserError, match=rf"cannot write a model \(.*{said.strerror}.*\); {cure}$"),
+            writing("a model", "x"),
+        ):
+            raise failure
+    with pytest.raises(UserError, match="; check the path and who may write there$"), writing("a model", "x"):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_passing_failures_are_tried_again_and_lasting_ones_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,9 @@ def test_a_full_disk_is_one_line(monkeypatch) -> None:
 
     collected = SharedNumbers(limit=1)
     monkeypatch.setattr("builtins.open", full)
-    with pytest.raises(UserError, match="no space left for temporary files.*TMPDIR"):
+    with pytest.raises(
+        UserError, match=r"no temporary files can be written \(no space left .*free some space, or .*TMPDIR"
+    ):
         collected.add(0, np.arange(5))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 
-from crossgate.errors import NO_MORE, Unreachable, UserError
+from crossgate.errors import NO_MORE, Unreachable, UserError, cure_for
 
 _FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)
 _REMOTE_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3")
@@ -49,11 +49,13 @@ def explain(error: BaseException, where: str) -> UserError:
     status, _ = _status(error.__cause__ if isinstance(error, OSError) and error.__cause__ else error)
     denied = isinstance(error, PermissionError) or "Credential" in type(error).__name__ or status in (401, 403)
     if denied:
-        return UserError("access denied", where=where, cure="check the credentials of your environment or profile")
+        own = "check who may read and write there"
+        cure = "check the credentials of your environment or profile" if "://" in where else own
+        return UserError("access denied", where=where, cure=cure)
     if isinstance(error, FileNotFoundError):
         return UserError("no such file or bucket", where=where, cure="check the URL")
     if isinstance(error, OSError) and error.errno in NO_MORE:
         said = "no space left on the disk" if error.errno == errno.ENOSPC else f"cannot be written ({error.strerror})"
-        return UserError(said, where=where, cure="free some space and start again")
+        return UserError(said, where=where, cure=f"{cure_for(error.errno)} and start again")
     kind = Unreachable if transient(error) else UserError
     return kind(f"storage failed ({type(error).__name__}: {error})", where=where, cure="check that it is reachable")

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from crossgate.errors import NO_MORE, UserError
+from crossgate.errors import NO_MORE, UserError, cure_for
 
 PAIRS_IN_MEMORY = 1 << 22
 """Pairs of a number and a shard that are held before they go to files: 50 MB, thrice that while they are sorted."""
@@ -86,5 +86,7 @@ class SharedNumbers:
             if error.errno not in NO_MORE:
                 raise
             raise UserError(
-                "no space left for temporary files", where=self._folder.name, cure="name a larger disk in TMPDIR"
+                f"no temporary files can be written ({error.strerror})",
+                where=self._folder.name,
+                cure=f"{cure_for(error.errno)}, or name another one in TMPDIR",
             ) from error

@@ -16,7 +16,7 @@ from crossgate.clips.synth.clip import record
 from crossgate.clips.synth.degrade import KINDS, find
 from crossgate.clips.synth.files import write_depth, write_video
 from crossgate.clips.synth.plan import ClipPlan, plan_clip, plan_splits
-from crossgate.errors import UserError
+from crossgate.errors import UserError, cure_for
 from crossgate.workers import end_with_parent
 
 REVISION = 1  # raise it when the same arguments give other clips
@@ -80,7 +80,7 @@ def generate(
         raise UserError(
             f"could not write clips: {error.strerror or error}",
             where=out,
-            cure="free some space or name another folder",
+            cure=f"{cure_for(error.errno)}, or name another folder",
         ) from error
 
 
