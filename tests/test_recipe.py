@@ -72,6 +72,12 @@ def test_a_wrong_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
             {"kind": "pretrain", "data": {"global_batch": 6}, "cluster": {"workers": 4}},
             ["global_batch", "divisible"],
         ),
+        (
+            {"kind": "pretrain", "training": {"profile": [105, 100]}},
+            ["training.profile", "begins after its end", "100"],
+        ),
+        ({"kind": "pretrain", "training": {"trace": [2, 1]}}, ["training.trace", "give [first step, last step]"]),
+        ({"kind": "pretrain", "training": {"trace": [0, 1]}}, ["training.trace.0", "greater than or equal to 1"]),
         ({"kind": "finetune", "engine": {"precision": "bf16", "zero_stage": 0}}, ["bf16", "zero_stage"]),
     ],
 )

@@ -50,3 +50,10 @@ def test_the_picture_has_a_row_a_rank_up_to_64(tmp_path):
 def test_a_run_without_a_trace_is_told_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match=r"no trace of any step; train with training\.trace="):
         trace_picture(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["profile", "trace"])
+def test_steps_that_the_run_does_not_have_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=rf"^training\.{name}: begins at step 13, and the run has 12; expected \[first"):
+        run_fit(tiny_recipe(tmp_path, "run", training={name: [13, 14]}), validated=False)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from crossgate.config.base import Config, Count, FolderUrl, Fraction, Positive
 
@@ -130,6 +130,13 @@ class TrainingConfig(Config):
     checkpoint_url: FolderUrl = ""
     """Folder or s3:// URL that checkpoints are uploaded to while training goes on, below the run's name; the same ones
     are kept there, and a run whose own folder is lost goes on from there (empty: none)."""
+
+    @field_validator("profile", "trace")
+    @classmethod
+    def _in_order(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps and steps[0] > steps[1]:
+            raise ValueError("begins after its end; give [first step, last step]")
+        return steps
 
 
 class ClusterConfig(Config):

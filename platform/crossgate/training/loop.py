@@ -142,8 +142,8 @@ def fit(
             run's last step leaves a checkpoint there and the task as it was.
 
     Raises:
-        UserError: for a run directory of another recipe, or one with damaged checkpoints only, a loss that is not
-            finite, a disk that is full.
+        UserError: for a run directory of another recipe, or one with damaged checkpoints only, a profile or trace of
+            no step, a loss that is not finite, a disk that is full.
         Preempted: after SIGTERM or Ctrl-C, when everything is saved.
     """
     stretch = stretch or Stretch(recipe, recipe)
@@ -154,6 +154,16 @@ def fit(
         run.resume()
         run.train(requests)
         return run.finish(save_model)
+
+
+def _refuse_beyond(total: int, **ranges: tuple[int, int] | None) -> None:
+    for name, steps in ranges.items():
+        if steps and steps[0] > total:
+            raise UserError(
+                f"begins at step {steps[0]}, and the run has {total}",
+                where=f"training.{name}",
+                expected="[first step, last step] of the run",
+            )
 
 
 class _Run:
@@ -176,6 +186,7 @@ class _Run:
         training, epoch = recipe.training, loader.steps_per_epoch
         self.total = training.steps or training.epochs * epoch
         self.until = min(self.total, stretch.until or self.total)
+        _refuse_beyond(self.total, profile=training.profile, trace=training.trace)
         self.eval_every = training.eval_every or epoch
         self.save_every = training.save_every or epoch
         self.engine = build_engine(task, recipe, world)
