@@ -9,6 +9,7 @@ import yaml
 
 from crossgate.errors import UserError
 from crossgate.recipe import (
+    differences,
     dump_recipe,
     flat_recipe,
     load_recipe,
@@ -144,6 +145,30 @@ def test_name_is_the_same_for_the_same_settings_only(tmp_path: Path) -> None:
     assert name.startswith("pretrain-mine-")
     assert load_recipe(path, ["cluster.workers=2", "training.log_every=1"]).run.name == name
     assert load_recipe(path, ["optim.lr=0.5"]).run.name != name
+
+
+def test_what_makes_two_digests_differ_is_named(tmp_path: Path) -> None:
+    before = parse_recipe({"kind": "finetune", "optim": {"lr": 0.1}, "finetune": {"init": "runs/a"}})
+    same = with_overrides(before, {"data.loader_workers": 3, "run.name": "other", "training.keep": 9})
+    assert differences(before, same) == []
+    changed = {
+        "optim.lr": 0.2,
+        "data.train": ["train", "more"],
+        "finetune.init": "runs/b",
+        "data.mix": [{"index": "x"}],
+    }
+    assert differences(before, with_overrides(before, changed)) == [
+        'data.mix was [], is [{"index": "x", "weight": 1.0, "train": []}]',
+        'data.train was ["train"], is ["train", "more"]',
+        "optim.lr was 0.1, is 0.2",
+        'finetune.init was "runs/a", is "runs/b"',
+    ]
+    encoder = with_overrides(before, {"model.encoders": {"rgb": {"backbone": "test_vit"}}})
+    assert 'model.encoders.rgb.backbone was null, is "test_vit"' in differences(before, encoder)
+    engine = tmp_path / "engine.json"
+    engine.write_text("{}")
+    named = with_overrides(before, {"engine.deepspeed": str(engine)})
+    assert differences(before, named) == [f'engine.deepspeed was "", is "{engine}"']
 
 
 def test_digest_ignores_places_and_workers_but_no_number() -> None:

@@ -38,6 +38,13 @@ _OPERATIONAL_KEYS = {
         "trace",
     ),
 }
+# Files and folders, which count by what they are and not by where.
+_PLACES = {
+    "places.deepspeed": "engine.deepspeed",
+    "places.init": "finetune.init",
+    "places.features": "finetune.features",
+    "places.model": "evaluation.model",
+}
 # Kinds whose results are all of their index: under another one they are another run. Training resumes over a copy of
 # its shards elsewhere, and its loader compares the index's own digest.
 _NAMED_BY_INDEX = ("evaluate", "search", "study")
@@ -158,17 +165,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def flat_recipe(recipe: Recipe) -> dict[str, str]:
     """Returns dotted key -> value as text, for MLflow parameters; redacted as `dump_recipe`."""
-    flat: dict[str, str] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = str(value)
-
-    walk("", _shown(recipe))
-    return flat
+    return {key: str(value) for key, value in _flat(_shown(recipe)).items() if value != {}}
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -178,6 +175,25 @@ def recipe_digest(recipe: Recipe) -> str:
     A DeepSpeed JSON counts by its content. A model to start from counts by its path, without the folder that a Ray job
     unpacks what travels with it into: that has another name each time.
     """
+    return _sha256(json.dumps(_that_counts(recipe), sort_keys=True).encode())
+
+
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """Returns what makes the digests of two recipes differ: ``key was 1, is 2``, by key."""
+    old, new = (_flat(_that_counts(recipe)) for recipe in (before, now))
+    shown_old, shown_new = (_flat(recipe.model_dump(mode="json")) for recipe in (before, now))
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) == new.get(name):
+            continue
+        key = _PLACES.get(name, name)
+        was, now_is = (json.dumps(shown.get(key), ensure_ascii=False) for shown in (shown_old, shown_new))
+        found.append(f"{key} has other content" if was == now_is else f"{key} was {was}, is {now_is}")
+    return found
+
+
+def _that_counts(recipe: Recipe) -> dict[str, Any]:
+    """Returns the tree of all settings that make the numbers."""
     tree = recipe.model_dump(mode="json", exclude=set(_OPERATIONAL), exclude_defaults=True)
     for section, keys in _OPERATIONAL_KEYS.items():
         for key in keys:
@@ -190,15 +206,18 @@ def recipe_digest(recipe: Recipe) -> str:
         "features": bool(recipe.finetune.features),
         "model": _without_package(recipe.evaluation.model),
     }
-    for section, key in (
-        ("engine", "deepspeed"),
-        ("finetune", "init"),
-        ("finetune", "features"),
-        ("evaluation", "model"),
-    ):
+    for place in _PLACES.values():
+        section, _, key = place.partition(".")
         tree.get(section, {}).pop(key, None)
-    tree = {name: section for name, section in tree.items() if section != {}}
-    return _sha256(json.dumps(tree, sort_keys=True).encode())
+    return {name: section for name, section in tree.items() if section != {}}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns dotted key -> value; a list is one value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def redacted(uri: str) -> str:

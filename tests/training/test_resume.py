@@ -177,8 +177,12 @@ def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(tmp_path, limi
 
 
 def test_another_recipe_under_the_same_name_is_refused(copied):
-    other = tiny_recipe(copied.parent, "run", optim={"lr": 0.5})
-    with pytest.raises(UserError, match=r"run 'run' was made with other settings.*another run\.name"):
+    other = tiny_recipe(copied.parent, "run", optim={"lr": 0.5, "warmup": 0.2})
+    with pytest.raises(
+        UserError,
+        match=r"run 'run' was made with other settings: optim\.lr was 0\.02, is 0\.5, optim\.warmup was 0\.1, is 0\.2; "
+        r".*another run\.name",
+    ):
         run_fit(other)
     (copied / "recipe.yaml").unlink()  # the checkpoints know as well
     with pytest.raises(UserError, match="other settings"):

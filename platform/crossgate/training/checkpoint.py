@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 from crossgate._version import __version__
 from crossgate.config import Recipe
 from crossgate.errors import UserError, writing
-from crossgate.recipe import as_of, dump_recipe, load_recipe, recipe_digest
+from crossgate.recipe import as_of, differences, dump_recipe, load_recipe, recipe_digest
 from crossgate.stream.storage import Store
 from crossgate.training.durable import sync, write_atomically
 from crossgate.training.engine import full_weights, set_loss_scale, user_settings
@@ -36,6 +37,7 @@ from crossgate.training.world import World
 
 MANIFEST, WEIGHTS, STATE = "manifest.json", "weights.safetensors", "state"
 FORMAT = 2
+_NAMED = 6  # settings in one line
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def refuse_other_run(run_dir: Path, recipe: Recipe) -> None:
     found = load_recipe(stored)
     grows = recipe.kind == found.kind == "search"
     if not grows and recipe_digest(found) != recipe_digest(recipe):
-        raise _other_recipe(run_dir, recipe)
+        raise _other_recipe(run_dir, recipe, differences(found, recipe))
 
 
 def store_recipe(run_dir: Path, recipe: Recipe) -> None:
@@ -409,9 +411,11 @@ def _code_version() -> dict[str, str]:
     return {"crossgate": __version__, "torch": torch.__version__, "deepspeed": deepspeed.__version__}
 
 
-def _other_recipe(run_dir: Path, recipe: Recipe) -> UserError:
+def _other_recipe(run_dir: Path, recipe: Recipe, named: Sequence[str] = ()) -> UserError:
+    beyond = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    which = f": {', '.join(named[:_NAMED])}{beyond}" if named else ""
     return UserError(
-        f"run '{recipe.run.name}' was made with other settings",
+        f"run '{recipe.run.name}' was made with other settings{which}",
         where=run_dir,
         expected="the recipe stored there (recipe.yaml)",
         cure="set another run.name, or delete the folder to start anew",
