@@ -254,6 +254,9 @@ def release(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the gate's decision; register nothing.")] = False,
     rollback: Annotated[str, typer.Option(metavar="NAME", help="Give the alias back to the version before.")] = "",
     to: Annotated[int, typer.Option(help="With --rollback: to this version instead.", min=0)] = 0,
+    new_evaluation_set: Annotated[
+        bool, typer.Option("--new-evaluation-set", help="Judge on this run's set from now on, not the name's.")
+    ] = False,
     tracking_uri: Annotated[str, typer.Option(help="MLflow server (default: the run's own).")] = "",
 ) -> None:
     """Register a fine-tuned model in MLflow; it becomes champion if it is not worse than the present one."""
@@ -271,12 +274,13 @@ def release(
     from crossgate.runs.release import decide_on_run, release_run
 
     run = Path(read(str(run)))  # in a Ray job runs lie elsewhere
-    given = tuple(settings or ())
+    ask = {"name": name, "alias": alias, "tracking_uri": tracking_uri}
+    over, renew = tuple(settings or ()), new_evaluation_set
     if dry_run:
-        decision = decide_on_run(run, name=name, alias=alias, tracking_uri=tracking_uri, settings=given)
+        decision = decide_on_run(run, settings=over, new_evaluation_set=renew, **ask)
         typer.echo(decision.text())
         raise typer.Exit(0 if decision.passed else 1)
-    released = release_run(run, name=name, alias=alias, tracking_uri=tracking_uri, settings=given)
+    released = release_run(run, settings=over, new_evaluation_set=renew, **ask)
     if released.decision is not None:
         typer.echo(released.decision.text())
     typer.echo(f"registered {released.name} version {released.version} as {released.uri}")

@@ -20,6 +20,7 @@ from crossgate.errors import UserError
 from crossgate.model.store import build_model, read_card, save_model
 from crossgate.registry.aliases import Decision, rollback
 from crossgate.registry.card import description, model_card
+from crossgate.registry.frozen import TAG
 from crossgate.registry.release import decide, fetched, load, pinned_version, release
 
 NAME = "crossgate-violence"
@@ -105,6 +106,44 @@ def test_a_name_lives_through_champions(run: Callable[[int], Path], videos: Path
         rollback(NAME, uri, to=9)
     with pytest.raises(UserError, match="no version is 'champion'"):
         rollback("nobody", uri)
+
+
+def test_all_releases_of_a_name_are_judged_on_one_evaluation_set(run: Callable[[int], Path]) -> None:
+    config, tracking = ReleaseConfig(name="frozen"), TrackingConfig()
+    asked: list[Path | None] = []
+
+    def judge(champion: Path | None) -> Decision:
+        asked.append(champion)
+        return YES
+
+    def away() -> str:
+        raise UserError("does not answer", where="s3://clips")
+
+    def pinned() -> str | None:
+        return MlflowClient(first.tracking_uri, first.tracking_uri).get_registered_model("frozen").tags.get(TAG)
+
+    first = release(run(1), config, tracking, judge, away)  # which nobody judges
+    assert pinned() is None
+    assert decide(run(2), config, tracking, judge, lambda: "9 clips of aaa").reasons == YES.reasons
+    assert pinned() is None, "a dry run pins nothing"
+    release(run(2), config, tracking, judge, lambda: "9 clips of aaa")
+    assert pinned() == "9 clips of aaa"
+
+    asked.clear()
+    for ask in (release, decide):
+        with pytest.raises(UserError) as refused:
+            ask(run(3), config, tracking, judge, lambda: "8 clips of bbb")
+        for part in ("models:/frozen", "8 clips of bbb", "9 clips of aaa", "release.index", "--new-evaluation-set"):
+            assert part in str(refused.value)
+    assert asked == [] and champion(first.tracking_uri, "frozen") == 2
+    with pytest.raises(MlflowException):
+        MlflowClient(first.tracking_uri, first.tracking_uri).get_model_version("frozen", "3")
+
+    release(run(2), config, tracking, judge, lambda: "8 clips of bbb")  # the champion itself is not judged
+    assert pinned() == "9 clips of aaa"
+    passed = release(run(3), config, tracking, judge, lambda: "8 clips of bbb", renew=True)
+    assert passed.decision is not None and "a new evaluation set from now on" in passed.decision.reasons[-1]
+    assert pinned() == "8 clips of bbb" and champion(first.tracking_uri, "frozen") == 3
 
 
 def test_going_back_is_refused_in_one_line(run: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 from tiny_road import tiny_tree, write_recipe
+from typer.testing import CliRunner
 
+from crossgate.cli import app
 from crossgate.cluster.ray_train import launch
+from crossgate.config import DataConfig
 from crossgate.errors import UserError
 from crossgate.evaluation import read_results
 from crossgate.model.store import read_card
-from crossgate.recipe import load_recipe
+from crossgate.recipe import dump_recipe, load_recipe
 from crossgate.registry.predictor import Predictor
 from crossgate.runs.context import run_directory
 from crossgate.runs.predict import format_rows, predict_videos
@@ -207,4 +210,15 @@ def test_a_weaker_challenger_is_refused_on_the_frozen_set(finetuned: Path, tmp_p
     for part in ("average precision", "clips of", "class fight", "forward pass", "at most 1.5"):
         assert part in said
     assert not (other / "gate").exists()
+    # Other clips than those of the first release are refused, unless they are meant.
+    recipe = load_recipe(other / "recipe.yaml")
+    (other / "recipe.yaml").write_text(dump_recipe(recipe.model_copy(update={"data": _swapped(recipe.data)})))
+    with pytest.raises(UserError, match="models:/crossgate-violence: would be judged on another evaluation set"):
+        decide_on_run(other)
+    done = CliRunner().invoke(app, ["release", str(other), "--dry-run", "--new-evaluation-set"])
+    assert done.exit_code == 1 and "a new evaluation set from now on" in done.output, done.output
     shutil.rmtree(other)
+
+
+def _swapped(data: DataConfig) -> DataConfig:
+    return data.model_copy(update={"val": data.test, "test": data.val})

@@ -17,6 +17,7 @@ from crossgate.errors import UserError
 from crossgate.model.store import ModelCard, model_directory, read_card
 from crossgate.registry.aliases import CHALLENGER, NOT_THERE, Decision, challenge, explained, hand_on, holder, model_of
 from crossgate.registry.card import description, model_card
+from crossgate.registry.frozen import Frozen, check_frozen, pin
 from crossgate.registry.package import package_model
 from crossgate.tracking import Server, connect, deliver, known_run
 
@@ -53,7 +54,12 @@ Judge = Callable[[Path | None], Decision]
 
 
 def release(
-    run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig, judge: Judge | None = None
+    run_dir: str | Path,
+    config: ReleaseConfig,
+    tracking: TrackingConfig,
+    judge: Judge | None = None,
+    frozen: Frozen | None = None,
+    renew: bool = False,
 ) -> ReleasedModel:
     """Registers the model of a finished fine-tuning run as `challenger`, and sets the alias where it passes.
 
@@ -62,9 +68,12 @@ def release(
         config: name and alias.
         tracking: the server; the default is the SQLite file beside the run directory.
         judge: asked where another version has the alias (None: nobody is asked).
+        frozen: evaluation set that it judges on, pinned to the name (None: nothing is pinned).
+        renew: judge on this set from now on, though another is pinned.
 
     Raises:
-        UserError: the run is not finished, not evaluated or has no classes; the server is unreachable or refuses.
+        UserError: the run is not finished, not evaluated or has no classes; it would be judged on another evaluation
+            set than the name's; the server is unreachable or refuses.
     """
     run_dir = Path(run_dir)
     card, metrics, provenance = _finished_run(run_dir)
@@ -74,11 +83,13 @@ def release(
         deliver(run_dir, tracking)
     run_id = _run_on(server, run_dir)
     with explained(server, name):
-        decision = _decide(server, name, config, card, judge)
+        decision = _decide(server, name, config, card, judge, frozen, renew)
         version = _released_before(server, name, card)
         fresh = version is None
         if version is None:
             version = _register(server, name, run_dir, run_id, card, metrics, provenance)
+        if decision is not None and frozen is not None:
+            pin(server, name, frozen, renew)
         server.client.set_registered_model_alias(name, CHALLENGER, version.version)
         if decision is None or decision.passed:
             hand_on(server, version, config.alias, decision)
@@ -88,7 +99,14 @@ def release(
     return ReleasedModel(name, int(version.version), alias, f"models:/{name}@{alias}", server.uri, fresh, decision)
 
 
-def decide(run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig, judge: Judge) -> Decision:
+def decide(
+    run_dir: str | Path,
+    config: ReleaseConfig,
+    tracking: TrackingConfig,
+    judge: Judge,
+    frozen: Frozen | None = None,
+    renew: bool = False,
+) -> Decision:
     """Returns what `release` would decide, and registers nothing.
 
     Raises:
@@ -98,11 +116,19 @@ def decide(run_dir: str | Path, config: ReleaseConfig, tracking: TrackingConfig,
     name = config.name or f"crossgate-{card.task}"
     server = connect(tracking, Path(run_dir).absolute().parent)
     with explained(server, name):
-        decision = _decide(server, name, config, card, judge)
+        decision = _decide(server, name, config, card, judge, frozen, renew)
     return decision or Decision(True, (f"nobody competes for '{config.alias}'",))
 
 
-def _decide(server: Server, name: str, config: ReleaseConfig, card: ModelCard, judge: Judge | None) -> Decision | None:
+def _decide(
+    server: Server,
+    name: str,
+    config: ReleaseConfig,
+    card: ModelCard,
+    judge: Judge | None,
+    frozen: Frozen | None,
+    renew: bool,
+) -> Decision | None:
     """Returns the gate's decision; None where the alias needs no gate."""
     if judge is None or config.alias == CHALLENGER:
         return None
@@ -112,8 +138,10 @@ def _decide(server: Server, name: str, config: ReleaseConfig, card: ModelCard, j
     number = int(present.version)
     if present.tags.get(_DIGEST_TAG) == card.digest:
         return Decision(True, (f"version {number}, the {config.alias}, has these very weights",), number)
+    note = check_frozen(server, name, frozen, renew) if frozen is not None else ""
     with model_of(server, present) as folder:
-        return replace(judge(folder), champion=number)
+        decision = judge(folder)
+    return replace(decision, champion=number, reasons=(*decision.reasons, *([note] if note else [])))
 
 
 def load(uri: str, tracking: TrackingConfig | None = None, output: str | Path = "runs", **settings: Any) -> PyFuncModel:

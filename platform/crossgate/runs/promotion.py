@@ -17,7 +17,7 @@ from crossgate.evaluation.results import chance_of, read_results
 from crossgate.model.classifier import Classifier
 from crossgate.model.store import load_model, read_card
 from crossgate.registry.aliases import Decision
-from crossgate.runs.context import PARTS, open_run
+from crossgate.runs.context import PARTS, open_index, open_run
 from crossgate.runs.evaluate import check_classes, of_model, task_of
 from crossgate.runs.predictions import predict_splits
 
@@ -58,6 +58,17 @@ def judge(recipe: Recipe, run: Path, champion: Path | None) -> Decision:
     if len(trained) > 1:
         checks.append(Check(True, "note: trained on different indexes; only one may have seen groups of this set"))
     return _decision(checks)
+
+
+def frozen_set(recipe: Recipe) -> str:
+    """Returns what names the evaluation set: the digest of its shards, whatever else the index holds, and its clips.
+
+    Raises:
+        UserError: it is not there.
+    """
+    data = recipe.data.model_copy(update={"index": recipe.release.index or recipe.data.index})
+    selection = open_index(recipe.model_copy(update={"data": data})).select(recipe.data.test)
+    return f"{min(selection.total, recipe.evaluation.clips)} clips of {selection.digest}"
 
 
 def _doubts(run: Path) -> list[Check]:

@@ -5,7 +5,7 @@ What reads models is imported once the run has been found: a misspelt path is sa
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def release_run(
-    run: Path, *, name: str = "", alias: str = "", tracking_uri: str = "", settings: tuple[str, ...] = ()
+    run: Path,
+    *,
+    name: str = "",
+    alias: str = "",
+    tracking_uri: str = "",
+    settings: tuple[str, ...] = (),
+    new_evaluation_set: bool = False,
 ) -> ReleasedModel:
     """Registers the model of a finished fine-tuning run; where its name has a champion, the gate decides.
 
@@ -28,19 +34,27 @@ def release_run(
         name, alias: over the recipe's `release` section.
         tracking_uri: over the recipe's `tracking.uri`.
         settings: ``release.KEY=VALUE`` over the recipe's.
+        new_evaluation_set: judge on this run's evaluation set from now on, though the name is pinned to another.
 
     Raises:
         UserError: as `registry.release.release`.
     """
     recipe = _recipe(run, name, alias, tracking_uri, settings)
     from crossgate.registry.release import release
-    from crossgate.runs.promotion import judge
+    from crossgate.runs.promotion import frozen_set, judge
 
-    return release(run, recipe.release, recipe.tracking, partial(judge, recipe, run))
+    frozen = cache(partial(frozen_set, recipe))
+    return release(run, recipe.release, recipe.tracking, partial(judge, recipe, run), frozen, new_evaluation_set)
 
 
 def decide_on_run(
-    run: Path, *, name: str = "", alias: str = "", tracking_uri: str = "", settings: tuple[str, ...] = ()
+    run: Path,
+    *,
+    name: str = "",
+    alias: str = "",
+    tracking_uri: str = "",
+    settings: tuple[str, ...] = (),
+    new_evaluation_set: bool = False,
 ) -> Decision:
     """Returns what `release_run` would decide; registers nothing.
 
@@ -49,9 +63,10 @@ def decide_on_run(
     """
     recipe = _recipe(run, name, alias, tracking_uri, settings)
     from crossgate.registry.release import decide
-    from crossgate.runs.promotion import judge
+    from crossgate.runs.promotion import frozen_set, judge
 
-    return decide(run, recipe.release, recipe.tracking, partial(judge, recipe, run))
+    frozen = cache(partial(frozen_set, recipe))
+    return decide(run, recipe.release, recipe.tracking, partial(judge, recipe, run), frozen, new_evaluation_set)
 
 
 def _recipe(run: Path, name: str, alias: str, tracking_uri: str, settings: tuple[str, ...]) -> Recipe:
