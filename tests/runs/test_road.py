@@ -155,6 +155,16 @@ def test_the_registered_model_agrees_with_the_directory(road: Path, finetuned: P
     assert registered["scores"][0] == pytest.approx(direct["scores"][0], abs=1e-6)
 
 
+def test_depth_files_and_units_pair_with_videos(finetuned: Path) -> None:
+    for keys, complaint in (
+        ({"depth": ["a"]}, "1 depth files for 2 videos"),
+        ({"units": ["mm"]}, "1 depth units for 2"),
+    ):
+        with pytest.raises(UserError, match=f"{complaint}.*one each"):
+            predict_videos(str(finetuned), ["a.mp4", "b.mp4"], **keys)
+    assert len(predict_videos(str(finetuned), [], units=[])) == 0
+
+
 def test_classes_of_another_index_are_refused(road: Path, finetuned: Path, tmp_path: Path) -> None:
     card = json.loads((finetuned / "model" / "model.json").read_text())
     assert card["classes"] == ["fight", "nofight"]

@@ -36,10 +36,12 @@ def predict_videos(
         tracking_uri: server of a registered model.
 
     Raises:
-        UserError: no such model, or depth files that do not pair with videos.
+        UserError: no such model, or depth files or their units that do not pair with videos.
     """
     if depth and len(depth) != len(videos):
         raise UserError(f"{len(depth)} depth files for {len(videos)} videos", where="--depth", expected="one each")
+    if units and len(units) != len(videos):
+        raise UserError(f"{len(units)} depth units for {len(videos)} videos", where="units", expected="one each")
     items = [
         {"source": video, "depth": beside, "depth_unit": unit} if beside else {"source": video}
         for video, beside, unit in zip(videos, depth or [""] * len(videos), units or ["mm"] * len(videos), strict=True)
