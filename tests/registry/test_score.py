@@ -111,18 +111,26 @@ def test_a_video_that_is_gone_is_a_row_and_an_outage_is_none(
         def exists(self, name: str) -> bool:
             return name != "gone.mp4"
 
+        def size(self, name: str) -> int:
+            return 300 << 20 if name == "huge.mp4" else 9000
+
         def read(self, name: str) -> bytes:
             if name == "away.mp4":
                 raise UserError("storage failed", where="s3://bucket")
+            assert name != "huge.mp4", "it would be in memory"
             return (many / name).read_bytes()
 
     monkeypatch.setattr(scoring, "open_store", lambda url: Remote())
-    store = open_store(tmp_path)
-    plan = scoring.ScorePlan(str(model_dir), "", "", "s3://bucket", [["whole0.mp4", "gone.mp4"], ["away.mp4"]])
-    assert scoring.score_unit(store, plan, 0) == 2
+    store, names = open_store(tmp_path), ("whole0.mp4", "gone.mp4", "huge.mp4")
+    plan = scoring.ScorePlan(str(model_dir), "", "", "s3://bucket", [[*names], ["away.mp4"]])
+    assert scoring.score_unit(store, plan, 0) == 3
     rows = table(tmp_path)
-    assert rows["source"].tolist() == ["s3://bucket/whole0.mp4", "s3://bucket/gone.mp4"]
-    assert rows["error"].isna().tolist() == [True, False]
+    assert rows["source"].tolist() == [f"s3://bucket/{name}" for name in names]
+    assert rows["error"].fillna("").tolist() == [
+        "",
+        "s3://bucket/gone.mp4: gone since the list was made",
+        "s3://bucket/huge.mp4: 314572800 bytes; expected at most 256 MB",
+    ]
     with pytest.raises(UserError, match="storage failed"):
         scoring.score_unit(store, plan, 1)
     assert not (tmp_path / "part-00001.parquet").exists()

@@ -27,6 +27,7 @@ from crossgate.errors import UserError
 from crossgate.model.store import model_directory, read_card
 from crossgate.registry.predictor import Predictor
 from crossgate.registry.release import fetched, pinned_version
+from crossgate.registry.sources import Settings
 from crossgate.stream.storage import Store, open_store
 
 PLAN, TOTALS = "plan.json", "scores.json"
@@ -131,10 +132,11 @@ def score_unit(store: Store, plan: ScorePlan, number: int) -> int:
     predictor, names = _predictor(plan.model, plan.tracking_uri), plan.units[number]
     rows: list[dict[str, Any]] = []
     for start in range(0, len(names), _AT_ONCE):
-        chunk = names[start : start + _AT_ONCE]
-        items = [_item(plan.source, name) for name in chunk]
-        found = predictor.predict(items).to_dict(orient="records")
-        rows += [{str(key): value for key, value in row.items()} for row in found]
+        given = [_item(plan.source, name, predictor.settings) for name in names[start : start + _AT_ONCE]]
+        reasons = {item["name"]: reason for item, reason in given if reason}
+        for row in predictor.predict([item for item, _ in given]).to_dict(orient="records"):
+            reason = reasons.get(row["source"], row["error"])
+            rows.append({str(key): value for key, value in row.items()} | {"error": reason})
     table = _table(rows, predictor.card.classes, predictor.modalities)
     body = io.BytesIO()
     pq.write_table(table, body)
@@ -225,15 +227,23 @@ def _predictor(model: str, tracking_uri: str) -> Predictor:
         return Predictor(Path(stack.enter_context(fetched(model, TrackingConfig(uri=tracking_uri)))))
 
 
-def _item(source: str, name: str) -> dict[str, Any]:
-    """A remote video is fetched here, so that an outage stops the work and does not become a row."""
+def _item(source: str, name: str, settings: Settings) -> tuple[dict[str, Any], str]:
+    """Returns what the predictor is given, and why it cannot be scored.
+
+    A remote video is fetched here, so that an outage stops the work and does not become a row; none is that is larger
+    than the predictor takes.
+    """
     store = open_store(source)
     where = store.path(name)
     if store.local:
-        return {"source": where, "name": where}
+        return {"source": where, "name": where}, ""
+    nothing = {"source": None, "name": where}
     if not store.exists(name):
-        return {"source": None, "name": where}
-    return {"source": store.read(name), "name": where}
+        return nothing, str(UserError("gone since the list was made", where=where))
+    size = store.size(name)
+    if size > settings.megabytes << 20:
+        return nothing, str(UserError(f"{size} bytes", where=where, expected=f"at most {settings.megabytes} MB"))
+    return {"source": store.read(name), "name": where}, ""
 
 
 def _table(rows: Sequence[dict[str, Any]], classes: Sequence[str], modalities: Sequence[str]) -> pa.Table:
