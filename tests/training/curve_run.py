@@ -16,21 +16,30 @@ import torch
 from crossgate.batch import ClipBatch
 from crossgate.config import Recipe
 from crossgate.recipe import parse_recipe
-from crossgate.tasks import build_task
+from crossgate.tasks import Task, build_task
 from crossgate.training.loop import fit
 from crossgate.training.world import World, current_world, leave_world
 
-STEPS, BATCH = 30, 16
+STEPS, BATCH, CLASSES = 30, 16, 12
 
 
-def curve_recipe(output: Path, name: str, engine: dict[str, Any] | None = None) -> Recipe:
-    encoders = {name: {"backbone": "test_vit"} for name in ("rgb", "flow", "audio", "depth")}
+def curve_recipe(output: Path, name: str, engine: dict[str, Any] | None = None, exchange: bool = False) -> Recipe:
+    """Returns pretraining; with `exchange`, fine-tuning of encoders that learn of one another, tokens beside maps."""
+    backbones = {name: "test_vit" for name in ("rgb", "flow", "audio", "depth")}
+    backbones |= {"flow": "test_convnext", "depth": "test_convnext"} if exchange else {}
+    encoders = {name: {"backbone": backbone} for name, backbone in backbones.items()}
     return parse_recipe(
         {
-            "kind": "pretrain",
+            "kind": "finetune" if exchange else "pretrain",
             "run": {"name": name, "output": str(output)},
             "data": {"global_batch": BATCH, "clip": {"size": 32, "frames": 2, "mels": 32, "seconds": 1.0}},
-            "model": {"dim": 16, "embedding": 8, "encoders": encoders, "fusion": {"modality_dropout": 0.2}},
+            "model": {
+                "dim": 16,
+                "embedding": 8,
+                "encoders": encoders,
+                "fusion": {"modality_dropout": 0.2},
+                "exchange": {"name": "mmtm" if exchange else "none"},
+            },
             "optim": {"lr": 1e-3},
             "engine": engine or {},
             "training": {"steps": STEPS, "log_every": 1, "save_every": STEPS},
@@ -38,10 +47,29 @@ def curve_recipe(output: Path, name: str, engine: dict[str, Any] | None = None) 
     )
 
 
-def global_batch(everything: ClipBatch, number: int) -> ClipBatch:
-    """The global batch of a number, whatever the ranks."""
+def curve_task(recipe: Recipe) -> Task:
+    """Returns what the recipe trains. Excitations that start near 1 would hardly be missed: these do not."""
+    task = build_task(recipe, {"action": [str(number) for number in range(CLASSES)]})
+    exchange = task.model.network.exchange
+    with torch.no_grad():
+        for layer in exchange.excite if exchange is not None else ():
+            layer.weight.normal_(std=3.0, generator=torch.Generator().manual_seed(0))
+    return task
+
+
+def global_batch(everything: ClipBatch, number: int, absences: bool = False) -> ClipBatch:
+    """The global batch of a number, whatever the ranks.
+
+    With `absences`, of every three batches one lacks sound in the first half of its clips, all that the first of two
+    ranks has; one lacks depth everywhere; in the third the last clip has nothing.
+    """
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(number))
-    return everything.select(order[:BATCH])
+    batch = everything.select(order[:BATCH])
+    if absences:
+        rows = (slice(0, BATCH // 2), slice(None), slice(BATCH - 1, None))[number % 3]
+        lost = ("audio",), ("depth",), batch.modalities
+        batch.present[rows, [batch.modalities.index(name) for name in lost[number % 3]]] = False
+    return batch
 
 
 class MemoryLoader:
@@ -49,13 +77,14 @@ class MemoryLoader:
 
     steps_per_epoch = STEPS
 
-    def __init__(self, everything: ClipBatch, recipe: Recipe, world: World) -> None:
+    def __init__(self, everything: ClipBatch, recipe: Recipe, world: World, absences: bool) -> None:
+        self.absences = absences
         self.everything, self.world, self.parts, self.done = everything, world, recipe.engine.accumulation, 0
 
     def __iter__(self) -> Iterator[ClipBatch]:
         micro = BATCH // self.world.ranks // self.parts
         while True:
-            batch = global_batch(self.everything, self.done)
+            batch = global_batch(self.everything, self.done, self.absences)
             self.done += 1
             for part in range(self.parts):
                 start = (self.world.rank * self.parts + part) * micro
@@ -75,11 +104,13 @@ class MemoryLoader:
 
 
 def run_case(case: dict[str, Any]) -> None:
-    """Fits one case: ``output``, ``name``, ``engine`` settings, and ``clips``, a file of `test_curves.clips`."""
-    world, recipe = current_world(), curve_recipe(Path(case["output"]), case["name"], case["engine"])
+    """Fits one case: ``output``, ``name``, ``engine`` settings, ``clips``, a file of `test_curves.clips`, and maybe
+    ``exchange``: as `curve_recipe`, with clips that lack modalities."""
+    world, exchange = current_world(), case.get("exchange", False)
+    recipe = curve_recipe(Path(case["output"]), case["name"], case["engine"], exchange)
     everything = ClipBatch(**torch.load(case["clips"], weights_only=True))
     run_dir = Path(case["output"]) / case["name"]
-    fit(build_task(recipe, {}), MemoryLoader(everything, recipe, world), recipe, run_dir, world)
+    fit(curve_task(recipe), MemoryLoader(everything, recipe, world, exchange), recipe, run_dir, world)
 
 
 def main() -> None:

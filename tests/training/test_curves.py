@@ -1,4 +1,5 @@
-"""Thirty steps of pretraining on generated clips: one curve, whatever computes it."""
+"""Thirty steps on generated clips, of pretraining and of encoders that learn of one another: one curve each, whatever
+computes it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 import curve_run
 import pytest
 import torch
-from curve_run import BATCH, STEPS, curve_recipe, global_batch, run_case
+from curve_run import BATCH, CLASSES, STEPS, curve_recipe, curve_task, global_batch, run_case
 from test_numbers import spawn
 from tiny_run import losses
 from torch import nn
@@ -18,7 +19,6 @@ from crossgate.batch import ClipBatch
 from crossgate.config import DataConfig
 from crossgate.stream.index import Index
 from crossgate.stream.loader import sequential
-from crossgate.tasks import build_task
 
 pytestmark = pytest.mark.slow
 # fp32 sums in another order, through 30 steps of AdamW: losses of about 4 apart by less than this.
@@ -44,6 +44,7 @@ TOGETHER = {
     },
     4: {"four ranks, zero 2": {"zero_stage": 2}, "four ranks, zero 0": {"zero_stage": 0}},
 }
+EXCHANGE = [{"zero_stage": 0}, {"zero_stage": 3, "activation_checkpointing": True}]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def clips(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     index = Index.load(str(road / "shards"))
     data = DataConfig(clip=recipe.data.clip)
     everything = next(iter(sequential(index, tuple(index.splits), data, batch_size=64)))
-    assert len(everything) >= BATCH
+    assert len(everything) >= BATCH and everything.labels["action"].max() < CLASSES
     path = tmp_path_factory.mktemp("curves") / "clips.pt"
     torch.save({field.name: getattr(everything, field.name) for field in fields(everything)}, path)
     return path
@@ -61,10 +62,21 @@ def clips(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(clips: Path) -> list[float]:
+    """The losses of pretraining."""
+    return plain_curve(clips, exchange=False)
+
+
+@pytest.fixture(scope="module")
+def plain_exchange(clips: Path) -> list[float]:
+    """The losses of fine-tuning with an exchange, on clips that lack modalities."""
+    return plain_curve(clips, exchange=True)
+
+
+def plain_curve(clips: Path, exchange: bool) -> list[float]:
     """The losses of the loop that anyone would write."""
-    recipe = curve_recipe(Path("unused"), "plain")
+    recipe = curve_recipe(Path("unused"), "plain", exchange=exchange)
     everything = ClipBatch(**torch.load(clips, weights_only=True))
-    task, curve = build_task(recipe, {}), []
+    task, curve = curve_task(recipe), []
     optimizer = torch.optim.AdamW(task.parameter_groups(recipe.optim), betas=recipe.optim.betas)
     peaks, warmup = [group["lr"] for group in optimizer.param_groups], round(recipe.optim.warmup * STEPS)
     for step in range(1, STEPS + 1):
@@ -72,7 +84,7 @@ def plain(clips: Path) -> list[float]:
         factor = step / warmup if step <= warmup else 0.01 + 0.99 * cosine
         for group, peak in zip(optimizer.param_groups, peaks):
             group["lr"] = peak * factor
-        loss, _ = task(global_batch(everything, step - 1))
+        loss, _ = task(global_batch(everything, step - 1, exchange))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(task.parameters(), recipe.optim.clip_norm)
@@ -98,3 +110,15 @@ def test_several_ranks(tmp_path: Path, clips: Path, plain: list[float], ranks: i
         assert process.returncode == 0, process.stdout[-3000:]
     for case in cases:
         assert losses(tmp_path, case["name"]) == pytest.approx(plain, **CLOSE), case["engine"]
+
+
+def test_encoders_that_learn_of_one_another(tmp_path: Path, clips: Path, plain_exchange: list[float]) -> None:
+    """No rank waits for another that has no sound, no losses but those of plain PyTorch."""
+    cases = [
+        {"output": str(tmp_path), "name": f"run-{number}", "engine": engine, "clips": str(clips), "exchange": True}
+        for number, engine in enumerate(EXCHANGE)
+    ]
+    for process in spawn(cases, tmp_path, 2, script=curve_run.__file__, timeout=280):
+        assert process.returncode == 0, process.stdout[-3000:]
+    for case in cases:
+        assert losses(tmp_path, case["name"]) == pytest.approx(plain_exchange, **CLOSE), case["engine"]
