@@ -12,10 +12,17 @@ from pathlib import Path
 import pytest
 from tiny_run import Crash, losses, run_fit, tiny_recipe
 
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError
+from crossgate.stream.failures import explain
 from crossgate.stream.storage import Store
 from crossgate.training.checkpoint import newest_whole, prune
-from crossgate.training.upload import Uploader, checkpoint_store, fetch_checkpoint, stored_checkpoints
+from crossgate.training.upload import (
+    Uploader,
+    checkpoint_store,
+    fetch_checkpoint,
+    refuse_unwritable,
+    stored_checkpoints,
+)
 
 
 def recipe(folder: Path, **training):
@@ -224,10 +231,10 @@ class Failing(Store):
     """A store that is down."""
 
     def put(self, name, content):
-        raise UserError("storage failed (503)", where=self.path(name))
+        raise Unreachable("storage failed (503)", where=self.path(name))
 
     def list(self, suffix=""):
-        raise UserError("storage failed (503)", where=self.url)
+        raise Unreachable("storage failed (503)", where=self.url)
 
 
 def test_a_store_that_fails_is_said_and_training_goes_on(tmp_path, monkeypatch, capsys):
@@ -240,6 +247,30 @@ def test_a_store_that_fails_is_said_and_training_goes_on(tmp_path, monkeypatch, 
     assert result.step == 12
     assert "step-00000012 was not uploaded, the next one will be tried" in " ".join(capsys.readouterr().err.split())
     assert newest_whole(tmp_path / "runs" / "run")[0].step == 12
+
+
+def test_a_store_that_can_never_be_written_is_refused_at_the_start(tmp_path, monkeypatch):
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(UserError) as caught:
+        run_fit(recipe(tmp_path), validated=False)
+    where = f"training.checkpoint_url, {tmp_path / 'store' / 'run'}"
+    assert str(caught.value).startswith(f"{where}: it takes no checkpoints (")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "runs" / "run" / "checkpoints").iterdir())
+
+    def denied(self, name, content):
+        raise explain(PermissionError(), self.path(name))
+
+    monkeypatch.setattr(Store, "put", denied)
+    (tmp_path / "store").unlink()
+    with pytest.raises(UserError, match=rf"^{where}: it takes no checkpoints \(access denied\); check who"):
+        run_fit(recipe(tmp_path), validated=False)
+
+
+def test_trying_a_store_leaves_nothing_there(tmp_path):
+    (tmp_path / "store" / "run").mkdir(parents=True)
+    refuse_unwritable(store(tmp_path))
+    assert not list((tmp_path / "store" / "run").iterdir())
 
 
 def test_a_fault_of_any_kind_leaves_the_thread_alive_for_the_next_checkpoint(copied):

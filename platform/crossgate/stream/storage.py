@@ -42,6 +42,9 @@ PART = 16 << 20
 SLOWEST = 128 << 10
 """Bytes a second below which what is sent counts as stuck: s3fs waits for ever for a server's leave to send a body."""
 
+PROBE = ".crossgate-probe"
+"""Name of an empty file that is added and removed to see whether a folder can be written."""
+
 _SCHEMES = ("file", "s3", "http", "https")
 _CONNECTIONS = 32
 _SIGNED_FOR = 3600  # seconds
@@ -311,8 +314,8 @@ class Store:
     def writable(self) -> bool:
         """Says whether files can be added, by adding and removing one."""
         try:
-            self.put(".crossgate-probe", b"")
-            self.delete(".crossgate-probe")
+            self.put(PROBE, b"")
+            self.delete(PROBE)
         except (UserError, OSError):
             return False
         return True

@@ -32,7 +32,7 @@ from crossgate.training.engine import full_weights, set_loss_scale, user_setting
 from crossgate.training.pieces import adam_steps, begin_moments, held_pieces, own_pieces, publish_values
 from crossgate.training.randomness import begin_random_states, load_random_states, save_random_states
 from crossgate.training.states import PieceReader, Unfit, write_pieces
-from crossgate.training.upload import fetch_checkpoint, stored_checkpoints
+from crossgate.training.upload import fetch_checkpoint, refuse_unwritable, stored_checkpoints
 from crossgate.training.world import World
 
 MANIFEST, WEIGHTS, STATE = "manifest.json", "weights.safetensors", "state"
@@ -157,7 +157,8 @@ def bring_newest(run_dir: Path, store: Store, newest: Checkpoint | None) -> tupl
     """Returns the newest whole checkpoint of run directory and store, and why newer ones there were passed over.
 
     Raises:
-        UserError: when the store cannot be read and the run directory has none either: starting anew is no answer.
+        UserError: when the store cannot be read and the run directory has none either: starting anew is no answer; or
+            when it can be read and takes no file.
     """
     refused: list[str] = []
     try:
@@ -166,6 +167,7 @@ def bring_newest(run_dir: Path, store: Store, newest: Checkpoint | None) -> tupl
         if newest is None:
             raise
         return newest, [f"of {store.url}: {error}"]
+    refuse_unwritable(store)
     for name in reversed(names):
         if newest is not None and name <= newest.path.name:
             break

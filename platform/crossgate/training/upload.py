@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from crossgate.errors import UserError
-from crossgate.stream.storage import Store, open_store
+from crossgate.errors import Unreachable, UserError
+from crossgate.stream.storage import PROBE, Store, open_store
 
 MANIFEST = "manifest.json"
 _APART = "--"  # for the slash of a file's path: stores are listed folder by folder
@@ -36,6 +36,23 @@ def checkpoint_store(url: str, run: str) -> Store | None:
     if url.startswith(("http://", "https://")):
         raise UserError("http stores are read only", where="training.checkpoint_url", expected="a path or s3:// URL")
     return open_store(f"{url.rstrip('/')}/{run}") if url else None
+
+
+def refuse_unwritable(store: Store) -> None:
+    """Tries the store before a run whose checkpoints it could never take; one that is down may take them later.
+
+    Raises:
+        UserError: when it refuses to take a file.
+    """
+    try:
+        store.put(PROBE, b"")
+        store.delete(PROBE)
+    except Unreachable:
+        return
+    except UserError as error:
+        raise UserError(
+            f"it takes no checkpoints ({error.what})", where=f"training.checkpoint_url, {store.url}", cure=error.cure
+        ) from None
 
 
 class Uploader:
