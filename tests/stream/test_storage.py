@@ -9,6 +9,7 @@ import os
 import pickle
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,30 @@ def test_passing_failures_are_tried_again_and_lasting_ones_not(store: Store, mon
     with pytest.raises(UserError, match="access denied"):
         store._retried("x", lambda: fail(PermissionError(), 9))
     assert len(calls) == 1
+
+
+def test_a_store_that_stays_away_is_told_once_while_it_is_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "DEADLINE", 3.0)
+    begun = time.monotonic()
+
+    def fail(until: float) -> bytes:
+        if time.monotonic() - begun < until:
+            raise ConnectionResetError("at http://h/?X-Amz-Credential=s3cret")
+        return b"there"
+
+    monkeypatch.setattr(storage, "TELL", 60.0)
+    assert store._retried("x", lambda: fail(0.3)) == b"there"
+    assert not caplog.text, "what passes soon is nobody's business"
+    monkeypatch.setattr(storage, "TELL", 0.1)
+    begun = time.monotonic()
+    assert [store._retried("x", partial(fail, until)) for until in (1.0, 2.0)] == [b"there"] * 2
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"{store.url}: has failed for 0 s (ConnectionResetError), trying again for up"
+    )
+    assert "s3cret" not in caplog.text
 
 
 def test_an_answer_that_does_not_come_is_another_error_than_one_that_says_no() -> None:

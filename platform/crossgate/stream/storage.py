@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -35,6 +36,8 @@ DEADLINE = 60.0
 
 PATIENCE = 10.0
 """Seconds without a byte after which a request counts as failed."""
+TELL = 5.0
+"""Seconds after which a request that fails and is tried again is told, at most once a deadline."""
 PIECE = 4 << 20
 """Bytes asked for in one request at most: a body that breaks off is fetched again from its last whole piece on."""
 PART = 16 << 20
@@ -87,6 +90,7 @@ class Store:
         self.url = os.path.abspath(text.removeprefix("file://")) if self.local else text.rstrip("/")
         self.retries = 0
         """Requests repeated by this process so far."""
+        self._told = -math.inf
         self._fs: Any = None
         self._signed = SignedReader(self) if scheme == "s3" else None
 
@@ -336,6 +340,13 @@ class Store:
 
     def _count(self, attempt: RetryCallState) -> None:
         self.retries += 1
+        now, waited = time.monotonic(), attempt.seconds_since_start or 0.0
+        if waited >= TELL and now - self._told >= DEADLINE and attempt.outcome is not None:
+            self._told = now
+            why = type(attempt.outcome.exception()).__name__  # whose text may hold a signed URL
+            log.warning(
+                "%s: has failed for %.0f s (%s), trying again for up to %.0f s", self.url, waited, why, DEADLINE
+            )
 
     def _retried(self, name: str, call: Callable[[], T]) -> T:
         with self._explained(name):
