@@ -182,7 +182,8 @@ def test_a_shard_that_only_the_end_of_a_run_would_read(road: Path, tmp_path: Pat
     ("override", "fragments"),
     [
         ("data.train=[trian]", ["trian", "did you mean 'train'"]),
-        ("data.clip.modalities=[rgb,pose]", ["pose", "valid: rgb"]),
+        ("data.clip.modalities=[rgb,pose]", ["pose", "valid: audio, depth, flow, rgb"]),
+        ("data.clip.modalities=[rgb,dpeth]", ["unknown modality 'dpeth'; did you mean 'depth'?"]),
         ("finetune.task=actoin", ["actoin", "did you mean 'action'"]),
         ("model.fusion.name=sofmax", ["sofmax", "softmax"]),
         ("model.encoders.rgb.backbone=resnet1818", ["resnet1818"]),

@@ -52,6 +52,7 @@ def test_a_wrong_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
         with pytest.raises(UserError) as raised:
             load_recipe(path, ["training.epochs=3", override])
         assert raised.value.where == f"command line, {override}"
+        assert str(raised.value).count("optim.lr") == 1 or override == "optim.lrr=1", "the key is named once"
     wrong = write(tmp_path, "kind: pretrain\noptim:\n  lr: fast\n", "wrong.yaml")
     with pytest.raises(UserError) as raised:
         load_recipe(wrong, ["optim.betas=[0.9, 0.95]"])
@@ -64,7 +65,7 @@ def test_a_wrong_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
         ({"kind": "pretrain", "optmi": {}}, ["optmi", "did you mean 'optim'"]),
         ({"kind": "pretrain", "optim": {"lrr": 1}}, ["optim.lrr", "did you mean 'lr'"]),
         ({"kind": "pretrain", "model": {"encoders": {"rgb": {"backbon": "x"}}}}, ["did you mean 'backbone'"]),
-        ({"kind": "pretrain", "model": {"encoders": {"rbg": {}}}}, ["unknown modality 'rbg'", "rgb"]),
+        ({"kind": "pretrain", "model": {"encoders": {"rbg": {}}}}, ["unknown modality 'rbg'; did you mean 'rgb'?"]),
         ({"kind": "pretrain", "optim": {"lr": "fast"}}, ["optim.lr", "valid number", "'fast'"]),
         ({"kind": "pretraining"}, ["kind", "'pretraining'"]),
         ({}, ["'kind' is missing"]),

@@ -309,7 +309,8 @@ def explained(error: ValidationError, where: str, cure: str = "run `crossgate ex
         return UserError(f"key '{key}' is missing", where=where, cure="add it to the recipe")
     message = str(first["msg"]).removeprefix("Value error, ")
     found = "" if isinstance(first.get("input"), dict) or _secret(error) else f", found {first.get('input')!r}"
-    return UserError(f"key '{key}': {message}{found}" if key else message, where=where, cure=cure)
+    named = not key or where.partition(", ")[2].partition("=")[0].strip() == key  # an override that set just it
+    return UserError(message + found if named else f"key '{key}': {message}{found}", where=where, cure=cure)
 
 
 def _secret(error: ValidationError) -> bool:

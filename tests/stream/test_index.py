@@ -141,3 +141,24 @@ def test_group_hashes_fit_tensors() -> None:
     assert (hashes >= 0).all()
     assert len(np.unique(hashes)) == 1000
     assert group_hash("g0") == 4138431230778696347, "written in shards: must never change"
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"digest": 7}, "digest': Input should be a valid string"),
+        ({"vocabularies": {"action": "run"}}, "vocabularies.action': Input should be a valid list"),
+        ({"splits": {"train": {"shards": 1, "clips": "many", "groups": 1}}}, "splits.train.clips': Input should be"),
+        ({"modalities": None}, "modalities': Input should be a valid dictionary"),
+        ({"version": "1"}, "version' is no number"),
+    ],
+)
+def test_the_key_of_a_damaged_index_is_named(make_corpus, change: dict, key: str) -> None:
+    index = make_corpus({"train": [1]})
+    path = Path(index.store.path("index.json"))
+    path.write_text(json.dumps(index.header | change))
+    with pytest.raises(UserError, match=f"index.json: the index is damaged: key '{key}"):
+        Index.load(index.store.url)
+    path.write_text(json.dumps({name: value for name, value in index.header.items() if name not in change}))
+    with pytest.raises(UserError, match=f"the index is damaged: key '{next(iter(change))}'"):
+        Index.load(index.store.url)

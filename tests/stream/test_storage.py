@@ -25,7 +25,7 @@ from crossgate.stream.storage import Store, open_store
 
 @pytest.mark.parametrize("url", ["pipe:cat x", "simplecache::s3://b/x", "ftp://h/x", "file://x::s3://b", "gs://b/x"])
 def test_other_kinds_of_url_are_refused(url: str) -> None:
-    with pytest.raises(UserError, match="not read"):
+    with pytest.raises(UserError, match="not read; expected a path, or an s3, http or https URL$"):
         open_store(url)
 
 

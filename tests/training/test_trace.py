@@ -50,6 +50,8 @@ def test_the_picture_has_a_row_a_rank_up_to_64(tmp_path):
 def test_a_run_without_a_trace_is_told_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match=r"no trace of any step; train with training\.trace="):
         trace_picture(tmp_path)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/nowhere: no such run; expected the directory of a run"):
+        trace_picture(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["profile", "trace"])

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from crossgate.config.base import Config, Count, FolderUrl, Fraction, Positive
+from crossgate.errors import nearest
 from crossgate.modality import MODALITIES, ordered
 
 
@@ -29,7 +30,8 @@ class ClipConfig(Config):
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         unknown = set(names) - MODALITIES.keys()
         if unknown:
-            raise ValueError(f"unknown modality {sorted(unknown)[0]!r}; valid: {', '.join(MODALITIES)}")
+            name = min(unknown)
+            raise ValueError(f"unknown modality '{name}'; {nearest(name, MODALITIES)}")
         if not names:
             raise ValueError("name at least one modality")
         return ordered(names)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from crossgate.config.base import Config, Fraction, Positive
+from crossgate.errors import nearest
 from crossgate.modality import MODALITIES
 
 
@@ -82,7 +83,8 @@ class ModelConfig(Config):
     def _known(cls, encoders: dict[str, EncoderConfig]) -> dict[str, EncoderConfig]:
         unknown = encoders.keys() - MODALITIES.keys()
         if unknown:
-            raise ValueError(f"unknown modality {sorted(unknown)[0]!r}; valid: {', '.join(MODALITIES)}")
+            name = min(unknown)
+            raise ValueError(f"unknown modality '{name}'; {nearest(name, MODALITIES)}")
         return encoders
 
     def encoder(self, modality: str) -> EncoderConfig:

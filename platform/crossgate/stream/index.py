@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
 from crossgate.errors import Unreachable, UserError, nearest
 from crossgate.modality import MODALITIES
@@ -74,6 +75,16 @@ class Selection:
         return int(self.counts.sum())
 
 
+class _Header(BaseModel):
+    """What ``index.json`` must hold."""
+
+    digest: str
+    vocabularies: dict[str, list[str]]
+    modalities: dict[str, int]
+    splits: dict[str, SplitInfo]
+    settings: dict[str, Any]
+
+
 class Index:
     """What is known of a folder of shards without opening one.
 
@@ -114,13 +125,7 @@ class Index:
     def read(cls, store: Store, home: Store) -> Index:
         """Opens an index that may lie elsewhere than its shards."""
         where = home.path("index.json")
-        try:
-            header = json.loads(home.read("index.json"))
-            version = header["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError("the index is damaged", where=where, cure=ANEW) from error
-        if version != VERSION:
-            raise UserError(f"index version {version}", where=where, expected=str(VERSION), cure="upgrade crossgate")
+        header = _header(home.read("index.json"), where)
         try:
             table = pq.ParquetFile(pa.BufferReader(home.read("shards.parquet"))).read(use_threads=False)
         except pa.ArrowInvalid as error:
@@ -153,7 +158,8 @@ class Index:
     @cached_property
     def splits(self) -> dict[str, SplitInfo]:
         """Split -> its size."""
-        return {name: SplitInfo(**info) for name, info in self.header["splits"].items()}
+        fields = ("shards", "clips", "groups")
+        return {name: SplitInfo(*(info[field] for field in fields)) for name, info in self.header["splits"].items()}
 
     @cached_property
     def first(self) -> np.ndarray:
@@ -272,6 +278,30 @@ class Index:
                 )
         digest = self.digest if everything else shards_digest(table)
         return Selection(self, wanted, shards, self.clips[shards], digest, counts)
+
+
+def _header(content: bytes, where: str) -> dict[str, Any]:
+    """Returns the content of an ``index.json`` that has every key, each of its kind.
+
+    Raises:
+        UserError: naming the key that it lacks, or that holds something else; for another version.
+    """
+    try:
+        header = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"the index is damaged ({error})", where=where, cure=ANEW) from error
+    version = header.get("version") if isinstance(header, dict) else None
+    if not isinstance(version, int):
+        raise UserError("the index is damaged: key 'version' is no number", where=where, cure=ANEW)
+    if version != VERSION:
+        raise UserError(f"index version {version}", where=where, expected=str(VERSION), cure="upgrade crossgate")
+    try:
+        _Header.model_validate(header)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"the index is damaged: key '{key}': {first['msg']}", where=where, cure=ANEW) from None
+    return header
 
 
 def shards_digest(table: pa.Table) -> str:

@@ -83,7 +83,9 @@ class Store:
         scheme = text.split("://", 1)[0] if "://" in text else "file"
         if scheme not in _SCHEMES or "::" in text or text.startswith("pipe:"):
             where = scheme if has_credentials(text) else text
-            raise UserError("storage of this kind is not read", where=where, expected=f"a path or {_SCHEMES[1:]} URL")
+            raise UserError(
+                "storage of this kind is not read", where=where, expected="a path, or an s3, http or https URL"
+            )
         if scheme != "file" and has_credentials(text):
             raise UserError("holds credentials", where=f"{scheme}:// URL", expected=NO_CREDENTIALS)
         self.local = scheme == "file"

@@ -73,8 +73,10 @@ def read_traces(run_dir: Path) -> dict[int, list[Span]]:
     """Returns rank -> its spans in order.
 
     Raises:
-        UserError: where the run left none.
+        UserError: where there is no such run, or it left none.
     """
+    if not run_dir.is_dir():
+        raise UserError("no such run", where=run_dir, expected="the directory of a run, such as runs/NAME")
     found = {
         int(path.stem.removeprefix("rank-")): [Span(**json.loads(line)) for line in path.read_text().splitlines()]
         for path in sorted((run_dir / FOLDER).glob("rank-*.jsonl"))
