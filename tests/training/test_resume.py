@@ -81,6 +81,15 @@ def test_a_finished_run_is_not_run_again(copied, capsys):
     assert "val/accuracy" in result.metrics
 
 
+def test_a_start_says_what_trains_and_what_was_saved(tmp_path, capsys):
+    run_fit(tiny_recipe(tmp_path, "run"), validated=False)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == (
+        "run: 1 rank on cpu, fp32, ZeRO 0; 461 of 617 parameters train; 96 clips an epoch in 6 global batches of 16"
+    )
+    assert [line for line in said if "saved" in line] == [f"run: saved step-{step:08d}" for step in (4, 8, 12)]
+
+
 def test_a_half_written_checkpoint_is_ignored_and_cleared_away(copied):
     shutil.move(copied / "checkpoints" / "step-00000012", copied / "checkpoints" / ".tmp-step-00000012")
     (copied / "checkpoints" / "step-00000011").mkdir()  # a folder without a manifest

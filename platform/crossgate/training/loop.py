@@ -218,6 +218,7 @@ class _Run:
         Raises:
             UserError: when there are checkpoints and none is whole.
         """
+        self.line.say(self._describe())
         checkpoint, refused = self.world.from_leader(self._newest() if self.world.leads else None)
         for reason in refused:
             self.line.say(f"passed over checkpoint {reason}")
@@ -231,6 +232,18 @@ class _Run:
             self.line.say(f"starting at step 0 of {self.total}: no checkpoint yet in {self.run_dir}")
         if self.world.leads:
             self.file = MetricsFile(self.run_dir, resume_step=self.step)
+
+    def _describe(self) -> str:
+        """Returns what is about to train, and on what, in a line."""
+        engine, batch, epoch = self.recipe.engine, self.recipe.data.global_batch, self.loader.steps_per_epoch
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.task.parameters()]
+        trained, whole = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+        return (
+            f"{self.world.ranks} {'rank' if self.world.ranks == 1 else 'ranks'} on {self.world.device.type}, "
+            f"{engine.precision}, ZeRO {self.engine.zero_optimization_stage()}; "
+            f"{trained:,} of {whole:,} parameters train; "
+            f"{epoch * batch} clips an epoch in {epoch} global batches of {batch}"
+        )
 
     def _newest(self) -> tuple[Checkpoint | None, list[str]]:
         checkpoint, refused = newest_whole(self.run_dir)
@@ -440,6 +453,7 @@ class _Run:
                 loss_scale=loss_scale(self.engine),
             )
             path = save_checkpoint(self.engine, self.run_dir, manifest, self.world, weights=best)
+            self.line.say(f"saved {path.name}")
             if self.world.leads:
                 busy = self.uploader.travelling if self.uploader else ""
                 kept = prune(self.run_dir, self.recipe.training.keep, self.step, self.best_step, busy)
