@@ -200,6 +200,21 @@ def estimate(
 
 
 @app.command(rich_help_panel=RUNS)
+def checkpoints(config: RecipeFile, overrides: Overrides = None) -> None:
+    """List the checkpoints of a recipe's run, here and in its store, whole or damaged; exit 1 if one is damaged."""
+    from crossgate.cluster.paths import with_absolute_paths
+    from crossgate.recipe import load_recipe
+    from crossgate.runs.checkpoints import find_checkpoints, table
+    from crossgate.runs.context import run_directory
+
+    recipe = with_absolute_paths(load_recipe(config, overrides or ()))
+    found = find_checkpoints(recipe)
+    typer.echo(f"{run_directory(recipe)}\n{table(found)}" if found else f"no checkpoint yet in {run_directory(recipe)}")
+    if any(one.damage for one in found):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=RUNS)
 def trace(
     run: Annotated[Path, typer.Argument(help="Directory of a run that was trained with training.trace.")],
     out: Annotated[Path | None, typer.Option(help="Picture to write (default: RUN/trace/timeline.png).")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import boto3
@@ -18,6 +19,7 @@ from crossgate.stream.check import check
 from crossgate.stream.index import Index
 from crossgate.stream.loader import ClipLoader
 from crossgate.stream.storage import open_store
+from crossgate.training.upload import refuse_unwritable
 
 pytestmark = pytest.mark.s3
 COUNTS = {"train": [5, 0, 7], "val": [3]}
@@ -77,3 +79,23 @@ def test_failures_are_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(UserError, match="storage failed .*check that it is reachable"):
         Index.load(bucket)
+
+
+def test_lengths_and_times_come_with_the_listing_and_missing_shards_are_told(bucket: str) -> None:
+    index = write_corpus(bucket, COUNTS)
+    about = open_store(bucket).details()
+    assert list(about) == open_store(bucket).list()
+    assert [about[name].size for name in index.names] == index.bytes.tolist()
+    assert all(abs(one.modified - time.time()) < 600 for one in about.values())
+    assert index.missing(["train", "val"]) == []
+    index.store.delete("val-000000.tar")
+    assert index.missing(["train", "val"]) == ["val-000000.tar"]
+
+
+def test_a_bucket_that_is_not_there_takes_nothing(bucket: str) -> None:
+    store = open_store("s3://none/runs")
+    assert not store.writable()
+    with pytest.raises(
+        UserError, match="training.checkpoint_url, s3://none/runs: it takes no checkpoints .no such file"
+    ):
+        refuse_unwritable(store)

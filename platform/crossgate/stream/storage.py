@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -66,6 +67,13 @@ class FileStat(NamedTuple):
 
     size: int
     etag: str
+
+
+class FileDetails(NamedTuple):
+    """Length in bytes of a file, and when it was written (seconds since 1970, NaN where a store does not tell)."""
+
+    size: int
+    modified: float
 
 
 class Store:
@@ -209,6 +217,20 @@ class Store:
                 found = self._retried("", lambda: self.fs.ls(self.url, detail=True))
                 names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+    def details(self) -> dict[str, FileDetails]:
+        """Returns name -> length and time of the folder's own files, hidden ones left out, as a listing tells them."""
+        with self._explained(""):
+            if self.local:
+                about = {entry.name: entry.stat() for entry in os.scandir(self.url) if entry.is_file()}
+                found = {name: FileDetails(stat.st_size, stat.st_mtime) for name, stat in about.items()}
+            else:
+                found = {
+                    entry["name"].rstrip("/").rsplit("/", 1)[-1]: FileDetails(entry["size"] or 0, _written(entry))
+                    for entry in self._retried("", lambda: self.fs.ls(self.url, detail=True))
+                    if entry["type"] == "file"
+                }
+        return {name: one for name, one in sorted(found.items()) if not name.startswith(".")}
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
@@ -474,6 +496,11 @@ def _tag_of_parts(parts: Sequence[Mapping[str, Any]]) -> str:
     """Returns the tag that S3 gives to a file that came in parts: the MD5 of theirs, and how many."""
     tags = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in parts)
     return f"{hashlib.md5(tags, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def _written(entry: Mapping[str, Any]) -> float:
+    when = entry.get("LastModified")
+    return when.timestamp() if isinstance(when, datetime) else math.nan
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:

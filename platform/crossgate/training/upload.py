@@ -133,8 +133,8 @@ class Uploader:
     def _upload(self, path: Path) -> None:
         described = (path / MANIFEST).read_bytes()
         for name in sorted(json.loads(described)["files"]):
-            self._store.put(_stored(path.name, name), path / name)
-        self._store.put(_stored(path.name, MANIFEST), described)
+            self._store.put(stored_name(path.name, name), path / name)
+        self._store.put(stored_name(path.name, MANIFEST), described)
         self.uploaded = path.name
 
     def _prune(self, keep: Collection[str]) -> None:
@@ -174,12 +174,12 @@ def fetch_checkpoint(store: Store, name: str, folder: Path) -> str | None:
     partial = folder / f".tmp-{name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        described = store.read(_stored(name, MANIFEST))
+        described = store.read(stored_name(name, MANIFEST))
         for file, entry in json.loads(described)["files"].items():
             if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
                 return f"it would write outside its folder ({file})"
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
-            if _fetch(store, _stored(name, file), int(entry["size"]), partial / file) != entry["sha256"]:
+            if _fetch(store, stored_name(name, file), int(entry["size"]), partial / file) != entry["sha256"]:
                 return f"{file} has changed since it was written"
         (partial / MANIFEST).write_bytes(described)
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -203,5 +203,6 @@ def _fetch(store: Store, name: str, size: int, path: Path) -> str:
     return digest.hexdigest()
 
 
-def _stored(checkpoint: str, file: str) -> str:
+def stored_name(checkpoint: str, file: str) -> str:
+    """Returns the name in a store of a checkpoint's file."""
     return f"{checkpoint}.{file.replace('/', _APART)}"
