@@ -75,6 +75,7 @@ def test_a_lost_folder_comes_back_from_the_store(copied, uploaded, capsys):
         ("manifest", "unreadable manifest"),
         ("escape", "it would write outside its folder"),
         ("remove", "no such file"),
+        ("cut", "bytes instead of"),
     ],
 )
 def test_a_damaged_one_is_named_and_the_one_before_used(copied, harm, reason):
@@ -84,6 +85,8 @@ def test_a_damaged_one_is_named_and_the_one_before_used(copied, harm, reason):
         content = bytearray(victim.read_bytes())
         content[-1] ^= 1
         victim.write_bytes(content)
+    elif harm == "cut":
+        victim.write_bytes(victim.read_bytes()[:-1])
     elif harm == "manifest":
         manifest.write_text("{")
     elif harm == "escape":

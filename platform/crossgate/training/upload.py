@@ -179,7 +179,10 @@ def fetch_checkpoint(store: Store, name: str, folder: Path) -> str | None:
             if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
                 return f"it would write outside its folder ({file})"
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
-            if _fetch(store, stored_name(name, file), int(entry["size"]), partial / file) != entry["sha256"]:
+            size = store.size(stored_name(name, file))
+            if size != entry["size"]:  # else reading it would wait for the bytes that it lacks
+                return f"{file} has {size} bytes instead of {entry['size']}"
+            if _fetch(store, stored_name(name, file), size, partial / file) != entry["sha256"]:
                 return f"{file} has changed since it was written"
         (partial / MANIFEST).write_bytes(described)
         shutil.rmtree(folder / name, ignore_errors=True)
