@@ -1,14 +1,18 @@
 """What each self-supervised task teaches encoders, alone and mixed: probes of their features after the same steps.
 
     python benchmarks/pretext.py [--index shards | --clips 240] [--steps 64] [--batch 48] [--size 32] [--task action]
-                                 [--seeds 3] [--head-steps 150] [--out FILE]
+                                 [--seeds 5] [--mixes] [--head-steps 150] [--out FILE]
 
 Small encoders are trained on all clips of the splits train and unlabelled, without labels and without augmentation,
 once for each way: contrast only, each pretext task only, all of them in equal parts, under a random gate and under the
-gate that learns, and that beside the contrast. Then a linear head for each modality, and one on the mean of all
-features, learn from the labelled training clips with the encoders frozen, and are kept where validation is best. One
-seed of pretraining, several of heads; intervals by groups of test clips. Without `--index`, clips are generated. The
-last line is one JSON object: accuracy of the head on all features after each way, in per cent.
+gate that learns, and that beside the contrast; `--mixes` leaves the tasks alone out. Then a linear head for each
+modality, and one on the mean of all features, learn from the labelled training clips with the encoders frozen, and are
+kept where validation is best. All that is drawn is drawn anew for each seed: encoders, order of clips, questions,
+heads; of one seed all ways start from the same encoders and see the same clips. Differences are paired, with two
+intervals: by groups of test clips, for these trainings (bootstrap), and by seeds, for these test clips (Student's t).
+Without `--index`, clips are generated. The last line is one JSON object: accuracy of the head on all features after
+each way, a mean over seeds in per cent, and points of the learnt gate over equal weights and over the random gate, each
+with its interval by seeds.
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from crossgate.batch import ClipBatch
 from crossgate.config import OptimConfig, Recipe, StudyConfig
-from crossgate.evaluation.intervals import Bootstrap
+from crossgate.evaluation.intervals import Bootstrap, mean, over_runs
 from crossgate.recipe import parse_recipe
 from crossgate.stream.index import Index
 from crossgate.stream.loader import sequential
@@ -37,6 +42,7 @@ from crossgate.tasks.gates import Clips, Setting, train_gate, train_heads
 from crossgate.tasks.pretext import KINDS
 from crossgate.tasks.task import Task
 
+Array = NDArray[Any]
 MIXED = {"tasks": list(KINDS), "weight": 1.0}
 WAYS: dict[str, dict[str, Any] | None] = {
     "nothing (random weights)": None,
@@ -47,15 +53,24 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "all tasks, gate": {"contrast": 0.0, "pretext": MIXED},
     "contrast and all tasks, gate": {"pretext": {**MIXED, "weight": 0.5}},
 }
+NOTHING = next(iter(WAYS))
+PAIRS = (
+    ("all tasks, gate", "all tasks, equal weights"),
+    ("all tasks, gate", "all tasks, random gate"),
+    ("all tasks, gate", NOTHING),
+    ("contrast and all tasks, gate", "contrast"),
+    ("contrast", NOTHING),
+)
 
 
-def recipe(size: int, way: dict[str, Any]) -> Recipe:
+def recipe(size: int, way: dict[str, Any], seed: int = 0) -> Recipe:
     """Returns what is trained: the encoders of the demo."""
     names = ("rgb", "flow", "audio", "depth")
     encoders = {name: {"backbone": "test_efficientnet", "norm": "group"} for name in names}
     return parse_recipe(
         {
             "kind": "pretrain",
+            "run": {"seed": seed},
             "data": {"clip": {"frames": 4, "size": size, "mels": size}},
             "model": {"dim": 128, "embedding": 64, "encoders": encoders},
             "pretrain": {"temperature": 0.2, "exclude_group": False, **way},
@@ -68,11 +83,11 @@ def decoded(index: Index, splits: list[str], own: Recipe) -> ClipBatch:
     return ClipBatch.concatenate(list(sequential(index, splits, own.data, batch_size=32)))
 
 
-def train(task: Task, clips: ClipBatch, steps: int, batch: int) -> dict[str, float]:
+def train(task: Task, clips: ClipBatch, steps: int, batch: int, seed: int) -> dict[str, float]:
     """Trains by AdamW with a cosine; returns the means of what was reported over the last quarter."""
     optimiser = torch.optim.AdamW(task.parameter_groups(OptimConfig(lr=1.5e-3, weight_decay=0.05)))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    draw, order, kept = torch.Generator().manual_seed(0), torch.zeros(0, dtype=torch.int64), []
+    draw, order, kept = torch.Generator().manual_seed(seed), torch.zeros(0, dtype=torch.int64), []
     for step in range(steps):
         if len(order) < batch:
             order = torch.randperm(len(clips), generator=draw)
@@ -102,31 +117,43 @@ def features(task: Task, parts: dict[str, ClipBatch], label: str) -> dict[str, C
     return found
 
 
-def probed(parts: dict[str, Clips], names: tuple[str, ...], setting: Setting) -> dict[str, np.ndarray]:
-    """Returns for each modality, and for all, which test clips are right: ``(N,)`` share of seeds; NaN where absent."""
+def probed(parts: dict[str, Clips], names: tuple[str, ...], setting: Setting, seed: int) -> dict[str, Array]:
+    """Returns for each modality, and for all, which test clips are right: ``(N,)`` of 0 and 1; NaN where absent."""
     test = parts["test"]
-    right: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "all")}
-    for seed in range(setting.study.seeds):
-        heads = train_heads(parts["train"], parts["val"], setting, seed)
-        gate = train_gate("mean", names, parts["train"], parts["val"], setting, seed)
-        with torch.no_grad():
-            alone = heads(test.features).argmax(-1) == test.labels.unsqueeze(1)
-            for m, name in enumerate(names):
-                right[name].append(np.where(test.present[:, m].numpy(), alone[:, m].numpy(), np.nan))
-            right["all"].append((gate(test)[0].argmax(-1) == test.labels).double().numpy())
-    return {name: np.mean(one, axis=0) for name, one in right.items()}
+    heads = train_heads(parts["train"], parts["val"], setting, seed)
+    gate = train_gate("mean", names, parts["train"], parts["val"], setting, seed)
+    with torch.no_grad():
+        alone = heads(test.features).argmax(-1) == test.labels.unsqueeze(1)  # (N, M)
+        right = {
+            name: np.where(test.present[:, m].numpy(), alone[:, m].numpy(), np.nan) for m, name in enumerate(names)
+        }
+        return right | {"all": (gate(test)[0].argmax(-1) == test.labels).double().numpy()}
 
 
-def accuracy(right: np.ndarray, base: np.ndarray, bootstrap: Bootstrap) -> tuple[float, str, str]:
-    """Returns per cent, the same with its interval, and the paired difference to `base`."""
+def one_way(
+    options: argparse.Namespace, name: str, seed: int, pool: ClipBatch, parts: dict[str, ClipBatch], setting: Setting
+) -> tuple[dict[str, Array], dict[str, float]]:
+    """Trains and probes one way of one seed; returns what `probed` and `train` do."""
+    own, way = recipe(options.size, WAYS[name] or {}, seed), WAYS[name]
+    torch.manual_seed(seed)
+    task = build_task(own, {})
+    asked = {} if way is None else train(task, pool, options.steps, options.batch, seed)
+    return probed(features(task, parts, options.task), own.data.clip.modalities, setting, seed), asked
 
-    def mean(values: np.ndarray) -> Any:
-        return lambda weights: weights @ values / weights.sum(1)
 
-    own = bootstrap.interval(mean(100 * right))
-    over = bootstrap.difference(mean(100 * right), mean(100 * base))
-    shown = f"{own.value:.1f} ({own.low:.1f} to {own.high:.1f})"
-    return own.value, shown, f"{over.value:+.1f} ({over.low:+.1f} to {over.high:+.1f})"
+def difference(first: Array, second: Array, bootstrap: Bootstrap) -> tuple[str, str, list[float]]:
+    """Returns the points of ``first`` over ``second``, both ``(S, N)`` of 0 and 1 by seed and clip.
+
+    Returns:
+        With the interval by groups of clips; the interval by seeds alone; value and interval by seeds as numbers.
+    """
+    by_clip = bootstrap.difference(mean(100 * first.mean(0)), mean(100 * second.mean(0)))
+    by_seed = over_runs(100 * (first - second).mean(1))
+    return (
+        f"{by_clip.value:+.1f} ({by_clip.low:+.1f} to {by_clip.high:+.1f})",
+        f"{by_seed.low:+.1f} to {by_seed.high:+.1f}",
+        [round(one, 1) for one in (by_seed.value, by_seed.low, by_seed.high)],
+    )
 
 
 def generated(folder: Path, clips: int) -> Path:
@@ -136,48 +163,82 @@ def generated(folder: Path, clips: int) -> Path:
     return folder / "shards"
 
 
-def measure(options: argparse.Namespace, index: Index) -> tuple[list[str], dict[str, float]]:
-    """Trains and probes every way; returns lines of Markdown and the accuracies."""
+def measure(options: argparse.Namespace, index: Index) -> tuple[list[str], dict[str, Any]]:
+    """Trains and probes every way; returns lines of Markdown and the numbers of the last line."""
     own = recipe(options.size, {})
     names, classes = own.data.clip.modalities, index.vocabularies[options.task]
     pool = decoded(index, [name for name in ("train", "unlabelled") if name in index.splits], own)
     parts = {part: decoded(index, [part], own) for part in ("train", "val", "test")}
     parts = {part: one.select(torch.nonzero(one.labels[options.task] >= 0).squeeze(1)) for part, one in parts.items()}
-    optim = OptimConfig(lr=3e-3, weight_decay=1.0)
     study = StudyConfig(seeds=options.seeds, steps=options.head_steps, batch=128, eval_every=15)
-    setting = Setting(study, optim, own.model.fusion, len(classes))
+    setting = Setting(study, OptimConfig(lr=3e-3, weight_decay=1.0), own.model.fusion, len(classes))
     bootstrap = Bootstrap(parts["test"].group.numpy(), 2000)
     lines = [
         f"{datetime.date.today()}, {platform.machine()} CPU, one thread, PyTorch {torch.__version__}, fp32. "
         f"{len(pool)} clips without labels, {options.steps} steps of {options.batch}, {options.size} pixels; "
         f"{options.task}: {len(parts['train'])} labelled clips, {len(parts['test'])} test clips of {bootstrap.groups} "
-        f"groups, chance {100 / len(classes):.1f} %.",
+        f"groups, chance {100 / len(classes):.1f} %. {options.seeds} seeds of pretraining and heads.",
         "",
-        f"| learnt from | all | over random weights | {' | '.join(names)} |",
-        f"| --- | ---: | ---: |{' ---: |' * len(names)}",
     ]
-    values, asked, base = {}, {}, None
-    for name, way in WAYS.items():
-        task = build_task(recipe(options.size, way or {}), {})
-        if way is not None:
-            asked[name] = train(task, pool, options.steps, options.batch)
-        right = probed(features(task, parts, options.task), names, setting)
-        base = right["all"] if base is None else base
-        values[name], shown, over = accuracy(right["all"], base, bootstrap)
-        alone = " | ".join(f"{100 * np.nanmean(right[one]):.1f}" for one in names)
-        lines.append(f"| {name} | {shown} | {over if way is not None else ''} | {alone} |")
-        print(lines[-1], file=sys.stderr, flush=True)
-    return [*lines, "", *solved(asked)], values
+    ways = [name for name in WAYS if not (options.mixes and name in KINDS)]
+    right: dict[str, list[dict[str, Array]]] = {name: [] for name in ways}
+    asked: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for seed in range(options.seeds):
+        for name in ways:
+            found, report = one_way(options, name, seed, pool, parts, setting)
+            right[name].append(found)
+            asked[name].append(report)
+            print(f"seed {seed}: {name}: {100 * found['all'].mean():.1f}", file=sys.stderr, flush=True)
+    whole = {name: np.stack([one["all"] for one in found]) for name, found in right.items()}  # (S, N) each
+    tables = [accuracies(right, whole, bootstrap, names), pairs(whole, bootstrap), solved(asked)]
+    values: dict[str, Any] = {name: round(100 * float(one.mean()), 1) for name, one in whole.items()}
+    for first, second in PAIRS[:2]:
+        points = difference(whole[first], whole[second], bootstrap)[2]
+        values[f"{first} over {second}"] = [one for one in points if np.isfinite(one)]  # one seed: no interval
+    return [*lines, *"\n\n".join("\n".join(table) for table in tables).split("\n")], values
 
 
-def solved(asked: dict[str, dict[str, float]]) -> list[str]:
+def accuracies(
+    right: dict[str, list[dict[str, Array]]], whole: dict[str, Array], bootstrap: Bootstrap, names: tuple[str, ...]
+) -> list[str]:
+    """Returns the table of accuracies: mean over seeds with interval by groups, spread over seeds, each modality."""
+    lines = [
+        f"| learnt from | all | SD | over random weights | by seeds | {' | '.join(names)} |",
+        f"| --- | ---: | ---: | ---: | ---: |{' ---: |' * len(names)}",
+    ]
+    for name, one in whole.items():
+        own, spread = bootstrap.interval(mean(100 * one.mean(0))), 100 * one.mean(1)
+        deviation = f"{spread.std(ddof=1):.1f}" if len(spread) > 1 else ""
+        by_clip, by_seed = ("", "") if name == NOTHING else difference(one, whole[NOTHING], bootstrap)[:2]
+        alone = " | ".join(f"{np.mean([100 * np.nanmean(seed[m]) for seed in right[name]]):.1f}" for m in names)
+        shown = f"{own.value:.1f} ({own.low:.1f} to {own.high:.1f})"
+        lines.append(f"| {name} | {shown} | {deviation} | {by_clip} | {by_seed} | {alone} |")
+    return lines
+
+
+def pairs(whole: dict[str, Array], bootstrap: Bootstrap) -> list[str]:
+    """Returns the table of what is to be judged: paired, by groups and by seeds."""
+    lines = ["| paired | points, by groups | by seeds | seeds ahead |", "| --- | ---: | ---: | ---: |"]
+    for first, second in PAIRS:
+        by_clip, by_seed, _ = difference(whole[first], whole[second], bootstrap)
+        ahead = int((whole[first].mean(1) > whole[second].mean(1)).sum())
+        lines.append(f"| {first} - {second} | {by_clip} | {by_seed} | {ahead} of {len(whole[first])} |")
+    return lines
+
+
+def solved(asked: dict[str, list[dict[str, float]]]) -> list[str]:
     """Returns how well each pretext task was solved at the end, alone and mixed, and what the gate gave it."""
-    mixed = asked["all tasks, gate"]
+
+    def shown(way: str, key: str) -> str:
+        return f"{100 * np.mean([one[key] for one in asked[way]]):.1f}" if way in asked else ""
+
     lines = ["| task | guessing, % | alone, % | mixed, gate, % | weight |", "| --- | ---: | ---: | ---: | ---: |"]
+    mixed = "all tasks, gate"
     for name, kind in KINDS.items():
-        alone, own = (100 * one[f"pretext/accuracy_{name}"] for one in (asked[name], mixed))
-        weight = mixed[f"pretext/weight_{name}"]
-        lines.append(f"| {name} | {100 / kind.classes:.1f} | {alone:.1f} | {own:.1f} | {weight:.3f} |")
+        weights = [one[f"pretext/weight_{name}"] for one in asked[mixed]]
+        alone, own = (shown(way, f"pretext/accuracy_{name}") for way in (name, mixed))
+        span = f"{np.mean(weights):.3f} ({min(weights):.3f} to {max(weights):.3f})"
+        lines.append(f"| {name} | {100 / kind.classes:.1f} | {alone} | {own} | {span} |")
     return lines
 
 
@@ -188,7 +249,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--mixes", action="store_true", help="without each task alone")
     parser.add_argument("--head-steps", type=int, default=150)
     parser.add_argument("--task", default="action")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "pretext.md")
@@ -199,7 +261,7 @@ def main() -> None:
         lines, values = measure(options, index)
     options.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    print(json.dumps({name: round(value, 1) for name, value in values.items()}))
+    print(json.dumps(values))
 
 
 if __name__ == "__main__":

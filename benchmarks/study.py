@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from crossgate.evaluation import read_results
+from crossgate.evaluation.intervals import over_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "jobs" / "recipes"
@@ -170,17 +170,17 @@ class Study:
         """Each self-supervised task alone and mixed."""
         page = self.out / "pretext.md"
         if not page.exists():
-            short = ["--clips", self.clips, "--steps", 2, "--head-steps", 15]
-            self.script("pretext.py", "--out", page, *(short if self.short else ["--index", self.of_demo("shards")]))
+            short = ["--clips", self.clips, "--steps", 2, "--head-steps", 15, "--seeds", 1]
+            long = ["--index", self.of_demo("shards"), "--seeds", self.seeds]
+            self.script("pretext.py", "--out", page, *(short if self.short else long))
         return page
 
 
 def spread(values: list[float], base: list[float] | None = None) -> str:
     """Returns the mean over seeds in per cent, or the paired difference in points, with Student's 95 % interval."""
-    chosen = 100 * (np.array(values) - (0 if base is None else np.array(base)))
-    half = stats.t.ppf(0.975, len(chosen) - 1) * stats.sem(chosen)
+    own = over_runs(100 * (np.array(values) - (0 if base is None else np.array(base))))
     sign = "" if base is None else "+"
-    return f"{chosen.mean():{sign}.1f} ({chosen.mean() - half:{sign}.1f} to {chosen.mean() + half:{sign}.1f})"
+    return f"{own.value:{sign}.1f} ({own.low:{sign}.1f} to {own.high:{sign}.1f})"
 
 
 def ends_table(found: dict[str, list[float]]) -> list[str]:

@@ -61,13 +61,16 @@ def test_trainer_is_compared_with_a_bare_loop(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pretext_tasks_are_compared_alone_and_mixed(tmp_path: Path) -> None:
-    small = ["--clips", "24", "--steps", "1", "--batch", "4", "--seeds", "1", "--head-steps", "2"]
+    small = ["--clips", "24", "--steps", "1", "--batch", "4", "--seeds", "2", "--head-steps", "2"]
     command = [sys.executable, str(ROOT / "benchmarks" / "pretext.py"), *small, "--out", str(tmp_path / "pretext.md")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert {"contrast", "synchrony", "all tasks, gate", "contrast and all tasks, gate"} <= figures.keys()
-    assert "| rotation | 6.2 |" in (tmp_path / "pretext.md").read_text()
+    assert len(figures["all tasks, gate over all tasks, random gate"]) == 3  # points, interval by seeds
+    page = (tmp_path / "pretext.md").read_text()
+    assert "| rotation | 6.2 |" in page and "| all tasks, gate - all tasks, equal weights |" in page
+    assert "2 seeds of pretraining" in page and " of 2 |" in page
 
 
 @pytest.mark.slow

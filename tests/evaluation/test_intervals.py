@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossgate.evaluation.intervals import Bootstrap, correlation, mean, median
+from crossgate.evaluation.intervals import Bootstrap, correlation, mean, median, over_runs
 
 
 def test_weights_repeat_whole_groups():
@@ -141,3 +141,11 @@ def test_correlation_leaves_out_unknown_pairs():
     y = np.array([2.0, 4, 6, 1, np.nan])
     assert correlation(x, y)(np.ones((1, 5)))[0] == pytest.approx(1.0)
     assert np.isnan(correlation(x, np.full(5, np.nan))(np.ones((1, 5)))[0])
+
+
+def test_a_few_runs_have_students_interval():
+    found = over_runs(np.array([4.0, 6.0, 5.0, 7.0, 3.0]))
+    # mean 5, deviation sqrt(2.5), t(0.975, 4) = 2.776445 from a printed table
+    assert found.value == 5
+    assert (found.low, found.high) == pytest.approx((5 - 2.776445 * 0.5**0.5, 5 + 2.776445 * 0.5**0.5), abs=1e-5)
+    assert np.isnan(over_runs(np.array([4.0])).low)
