@@ -153,3 +153,8 @@ def xd_violence(root: Path, video: bytes) -> None:
             "test_videos/v=38GQ9L2meyE__#1_label_A.mp4",
         ],
     )
+    text(
+        root / "annotations.txt",
+        "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6.mp4 3 5 8 11",
+        "v=away__#1_label_G 1 2",
+    )

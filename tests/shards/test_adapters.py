@@ -182,10 +182,14 @@ def test_xd_violence_tells_films_and_labels_by_the_name(manifest):
     assert found.splits == {"train": 3, "test": 2}
     rows = by_name(found)
     both = rows["Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6"]
-    assert (both.group, both.labels, both.extra) == ("Bad.Boys.1995", {"violence": "violent"}, {"events": "G-B2-B6"})
+    assert (both.group, both.labels) == ("Bad.Boys.1995", {"violence": "violent"})
+    truth = {"event_frames": "3-5 8-11", "frame_rate": "12", "frames": "12"}
+    assert both.extra == {"events": "G-B2-B6"} | truth
     trained = rows["Bad.Boys.1995__#00-26-51_00-27-53_label_B2-0-0"]
     assert (trained.group, trained.extra) == ("Bad.Boys.1995 (train)", {"events": "B2"})
-    assert rows["v=38GQ9L2meyE__#1_label_A"].labels == {"violence": "normal"}
+    calm = rows["v=38GQ9L2meyE__#1_label_A"]
+    assert calm.labels == {"violence": "normal"}
+    assert calm.extra == {"events": "A", "frame_rate": "12", "frames": "12"}
     assert manifest("xd_violence").splits == {"train": 2, "test": 2}
 
 
@@ -256,6 +260,8 @@ def test_what_is_missing_is_one_line(manifest, tmp_path, name):
         ("ntu_rgbd", "nturgb+d_rgb/S001_rgb.avi", "", "'S001_rgb.avi' is not understood; expected SxxxC"),
         ("utd_mhad", "RGB/a28_s1_t1_color.avi", "", "with N of a from 1 to 27"),
         ("xd_violence", "1-1004/film.mp4", "", "expected TITLE__#PIECE_label_CODES.mp4"),
+        ("xd_violence", "annotations.txt", "a__#1_label_G 3 5 8", "expected NAME and pairs of frames"),
+        ("xd_violence", "annotations.txt", "a__#1_label_G 3 5", "no line for this violent video in annotations.txt"),
     ],
 )
 def test_what_is_of_another_form_is_one_line(manifest, tmp_path, name, file, content, line):

@@ -22,6 +22,9 @@ class EvaluationConfig(Config):
     """What a classifier is measured on: clips, or the videos that `crossgate pack` cut them from, whose class
     probabilities are the means over their clips, as most published numbers are. Validation, and the threshold that is
     chosen on it, go by the same."""
+    frames: bool = False
+    """Also measure the average precision of frames (fine-tuning to two classes): every clip's score stands for its
+    frames. Needs test videos packed with the frames of their events, as `shards/xd_violence.py` notes them."""
     clips: Positive = 20000
     """Clips of a split that are measured, at most."""
     model: str = ""

@@ -7,6 +7,7 @@ from crossgate.errors import UserError
 from crossgate.model.store import ModelCard, load_model
 from crossgate.runs import finetune, pretrain
 from crossgate.runs.context import PARTS, Part, RunContext, open_run
+from crossgate.runs.frames import check_frames
 from crossgate.tasks import build_task
 from crossgate.tasks.task import Task
 from crossgate.training.checkpoint import store_recipe
@@ -27,6 +28,7 @@ def run(recipe: Recipe) -> dict[str, float]:
     with open_run(recipe, required=needed, used=used) as context:
         if card.kind == "classifier":
             check_classes(context, card)
+            check_frames(context)
         task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
         task.model.load_state_dict(model.state_dict())
         if context.world.leads:

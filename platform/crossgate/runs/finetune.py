@@ -12,11 +12,14 @@ import torch
 from crossgate.config import ModelConfig, Recipe
 from crossgate.errors import writing
 from crossgate.evaluation import Evaluation, Predictions, classifier_scores, evaluate_classifier, positive_class
+from crossgate.evaluation.frames import add_frames
+from crossgate.evaluation.scored import Question
 from crossgate.evaluation.selection import Answers
 from crossgate.model.store import ModelCard, keep_threshold, model_directory, read_card, save_model
 from crossgate.recipe import Stretch, micro_batch, recipe_digest, stretches
 from crossgate.runs.context import Part, RunContext, check_labels, open_run
 from crossgate.runs.features import FeatureLoader, keep_features
+from crossgate.runs.frames import check_frames, spans_of
 from crossgate.runs.predictions import known_of, predict_splits
 from crossgate.tasks import build_task
 from crossgate.tasks.finetune import FinetuneTask
@@ -41,6 +44,7 @@ def run(recipe: Recipe) -> dict[str, float]:
     """
     with open_run(recipe, required=("train", "val")) as context:
         check_labels(context.index, recipe, "val", "test")
+        check_frames(context)
         task, result = _train(context)
         done = measure(task, context)
         if done is None:
@@ -216,9 +220,12 @@ def measure(task: Task, context: RunContext) -> Evaluation | None:
         return None
     if test is None:
         return Evaluation(_scores(val, context), summary=UNMEASURED)
-    return evaluate_classifier(
-        val, test, classes, recipe.finetune.positive, recipe.evaluation, train, task=name, seed=recipe.run.seed
-    )
+    positive, config, seed = recipe.finetune.positive, recipe.evaluation, recipe.run.seed
+    done = evaluate_classifier(val, test, classes, positive, config, train, task=name, seed=seed)
+    if config.frames:
+        question = Question(name, classes, positive)
+        add_frames(done, test.labelled(name), spans_of(context), question, config.bootstrap, seed)
+    return done
 
 
 def _card(context: RunContext, task: FinetuneTask, model: ModelConfig) -> ModelCard:
