@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_numbers import spawn
 from tiny_run import Crash, losses, run_fit, tiny_recipe
 
 from crossgate.errors import Unreachable, UserError
@@ -268,6 +269,15 @@ def test_a_store_that_can_never_be_written_is_refused_at_the_start(tmp_path, mon
     (tmp_path / "store").unlink()
     with pytest.raises(UserError, match=rf"^{where}: it takes no checkpoints \(access denied\); check who"):
         run_fit(recipe(tmp_path), validated=False)
+
+
+def test_a_refusal_of_rank_0_is_every_ranks(tmp_path):
+    (tmp_path / "store").write_text("a file")
+    sections = {"training": {"checkpoint_url": str(tmp_path / "store")}}
+    case = {"output": str(tmp_path), "name": "run", "sections": sections, "validated": False}
+    for process in spawn([case], tmp_path / "cases", 2):
+        assert process.returncode == 1
+        assert "UserError: training.checkpoint_url" in process.stdout.splitlines()[-1], process.stdout
 
 
 def test_trying_a_store_leaves_nothing_there(tmp_path):

@@ -219,7 +219,7 @@ class _Run:
             UserError: when there are checkpoints and none is whole.
         """
         self.line.say(self._describe())
-        checkpoint, refused = self.world.from_leader(self._newest() if self.world.leads else None)
+        checkpoint, refused = self.world.led(self._newest)
         for reason in refused:
             self.line.say(f"passed over checkpoint {reason}")
         if checkpoint:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from crossgate import environment
 from crossgate.errors import UserError
 
+T = TypeVar("T")
 _control: dist.ProcessGroup | None = None
 
 
@@ -58,6 +60,24 @@ class World:
         box = [item]
         dist.broadcast_object_list(box, src=0, group=_control)
         return box[0]
+
+    def led(self, call: Callable[[], T]) -> T:
+        """Returns on every rank what rank 0's call returns.
+
+        Raises:
+            UserError: on every rank, when it raised one there; else the others would wait for rank 0 to be gone.
+        """
+        found: Any = None
+        refused: UserError | None = None
+        if self.leads:
+            try:
+                found = call()
+            except UserError as error:
+                refused = error
+        found, refused = self.from_leader((found, refused))
+        if refused is not None:
+            raise refused
+        return found
 
 
 class Flag:
