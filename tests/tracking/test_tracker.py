@@ -20,7 +20,9 @@ from crossgate.config import Recipe, TrackingConfig
 from crossgate.errors import UserError
 from crossgate.recipe import flat_recipe, parse_recipe, redacted
 from crossgate.tracking import MlflowTracker, NullTracker, conclude, deliver, known_run, open_tracker, pinned
+from crossgate.tracking.delivery import Delivery
 from crossgate.tracking.server import tracking_uri
+from crossgate.tracking.spool import Spool
 
 
 def recipe_for(output: Path, **tracking: object) -> Recipe:
@@ -316,6 +318,18 @@ tracker.finish(timeout=1)
     assert "does not take data ((sqlite3.OperationalError)" in down and "kept in" in down
     assert "has not taken everything" in left
     assert done.stdout == ""
+
+
+def test_what_was_given_up_is_not_said_to_have_arrived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path)
+    spool.append({"lane": "values", "metrics": {"loss": 1.0}, "step": 1})
+    delivery = Delivery(spool, lambda: None)  # type: ignore[arg-type, return-value]
+    delivery._say_down(OSError("down"))
+    monkeypatch.setattr(delivery._wake, "wait", lambda seconds: delivery._abandoned.set())  # between two tries
+    delivery._run()
+    assert "does not take data" in caplog.text and "is back" not in caplog.text
 
 
 def test_mlflow_is_quiet_even_when_it_makes_its_database(tmp_path: Path) -> None:
