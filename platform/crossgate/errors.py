@@ -44,8 +44,12 @@ class UserError(Exception):
         return _rebuild, (type(self), self.what, self.where and str(self.where), self.expected, self.cure)
 
 
-class Unreachable(UserError):
-    """A store or server does not answer now, and may later: the one user error that starting again can mend."""
+class Passing(UserError):
+    """What starting again may mend, since it lies in the circumstances and not in what the user asked for."""
+
+
+class Unreachable(Passing):
+    """A store or server does not answer now, and may later."""
 
 
 def _rebuild(kind: type[UserError], what: str, where: str | None, expected: str | None, cure: str | None) -> UserError:

@@ -143,6 +143,10 @@ def test_each_refusal_names_the_tar(tmp_path: Path) -> None:
     refused("no clips", "")
     (tmp_path / "1.tar.gz").write_bytes(gzip.compress(whole))
     refused("compressed", "1.tar.gz")
+    (tmp_path / "1.tar.gz").unlink()
+    for member in ("a.json.gz", "a.mp4.zst", "a.rgb.mp4.gz"):
+        write_tar(tmp_path, "0.tar", video("b", 1) | {member: b"packed"})
+        refused(f"member '{member}' is compressed")
 
 
 def test_an_index_of_a_read_only_store_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from stub_codec import deadly_tensors, interrupted_tensors, number_tensors
 
 from crossgate.batch import ClipBatch
 from crossgate.config import AugmentConfig, ClipConfig, DataConfig
-from crossgate.errors import UserError
+from crossgate.errors import Passing, UserError
 from crossgate.stream import reader, schedule
 from crossgate.stream.collate import BadClip
 from crossgate.stream.index import Index, write_index
@@ -270,7 +270,7 @@ def test_a_shard_that_changed_stops_the_run_with_its_name(spoilt: Index, workers
 
 
 def test_a_killed_worker_is_one_line_and_no_wait(index: Index) -> None:
-    with pytest.raises(UserError, match="data.loader_workers: a decoding process died"):
+    with pytest.raises(Passing, match="data.loader_workers: a decoding process died"):
         take(make(index, tail="wrap", loader_workers=2, decode=deadly_tensors), 3)
 
 

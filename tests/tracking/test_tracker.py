@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -390,3 +391,16 @@ def test_a_data_set_that_another_run_makes_at_the_same_moment_is_logged_all_the_
         tracker.log_dataset("shards:train", "c" * 64, "s3://bucket/shards", "train", {})
     assert raced
     assert [one.dataset.name for one in client.get_run(tracker.run_id).inputs.dataset_inputs] == ["shards:train"]
+
+
+def test_a_record_of_which_only_a_piece_was_written_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, write = Spool(tmp_path), os.write
+    spool.append({"lane": "values", "metrics": {"loss": 1.0}, "step": 1})
+    monkeypatch.setattr(os, "write", lambda handle, line: write(handle, line[:10]))
+    with pytest.raises(OSError, match="only part"):
+        spool.append({"lane": "values", "metrics": {"loss": 2.0}, "step": 2})
+    monkeypatch.undo()
+    spool.append({"lane": "values", "metrics": {"loss": 3.0}, "step": 3})
+    assert [record["step"] for record in spool.records()] == [1, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ from tiny_run import Crash, losses, run_fit, tiny_recipe
 from crossgate.errors import Unreachable, UserError
 from crossgate.stream.failures import explain
 from crossgate.stream.storage import Store
+from crossgate.training import upload
 from crossgate.training.checkpoint import newest_whole, prune
+from crossgate.training.requests import REQUESTS
 from crossgate.training.upload import (
     Uploader,
     checkpoint_store,
@@ -170,6 +173,76 @@ def test_a_damaged_best_one_is_taken_from_the_store_or_forgotten(tmp_path, capsy
     assert ("forgot the best checkpoint so far" in said) is not uploaded
 
 
+def test_the_best_one_that_did_not_arrive_is_brought_there_by_the_next_start(tmp_path):
+    settings, piece = validated(tmp_path)
+    best = piece.parents[1].name
+    store(tmp_path).delete(f"{best}.manifest.json")
+    run_fit(settings)
+    assert best in stored_checkpoints(store(tmp_path))
+
+
+class Away(Store):
+    """A store that is listed, and then does not answer."""
+
+    def read_range(self, name, start, end):
+        raise Unreachable("storage failed (503)", where=self.path(name))
+
+
+@pytest.mark.parametrize("lost", ["newest", "best"])
+def test_a_store_that_fails_on_the_way_is_no_damage(tmp_path, monkeypatch, lost):
+    settings, best = validated(tmp_path)
+    folder = tmp_path / "runs" / "run" / "checkpoints"
+    if lost == "newest":
+        shutil.rmtree(folder / "step-00000008")
+        assert "step-00000008" in stored_checkpoints(store(tmp_path))
+    else:
+        best.write_bytes(best.read_bytes()[:-1])
+    before = stored_checkpoints(store(tmp_path))
+    monkeypatch.setattr(
+        "crossgate.training.loop.checkpoint_store", lambda url, run: Away(str(tmp_path / "store" / "run"))
+    )
+    with pytest.raises(Unreachable):
+        run_fit(settings)
+    assert stored_checkpoints(store(tmp_path)) == before
+    monkeypatch.undo()
+    assert run_fit(settings).resumed_from == 8
+
+
+def test_a_disk_that_fills_while_one_is_fetched_is_told_as_that(copied, monkeypatch):
+    shutil.rmtree(copied / "runs")
+
+    opened = Path.open
+
+    def full(path, mode="r", **how):
+        if "w" in mode:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, mode, **how)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match="cannot write a checkpoint .*free some space"):
+        fetch_checkpoint(store(copied), "step-00000012", copied)
+
+
+def test_a_finished_run_that_is_told_to_end_waits_for_its_upload_no_longer_than_its_grace(
+    tmp_path, monkeypatch, capsys
+):
+    gate = threading.Event()
+
+    class Slow(Store):
+        def put(self, name, content):
+            if name != upload.PROBE:
+                gate.wait(60)
+
+    monkeypatch.setattr("crossgate.training.loop.checkpoint_store", lambda url, run: Slow(str(tmp_path / "store")))
+    monkeypatch.setattr("crossgate.training.loop.GRACE_S", 0.3)
+    monkeypatch.setattr(upload, "_LOOK_S", 0.1)
+    told = threading.Timer(0.5, REQUESTS.ask_to_stop)
+    result = run_fit(recipe(tmp_path), validated=False, on_step=lambda step: told.start() if step == 12 else None)
+    assert result.step == 12
+    assert "is still on its way" in " ".join(capsys.readouterr().err.split())
+    gate.set()
+
+
 def test_a_whole_folder_needs_no_store(tmp_path, monkeypatch, capsys):
     settings, _ = validated(tmp_path)
     monkeypatch.setattr("crossgate.training.loop.checkpoint_store", lambda url, run: Failing(str(tmp_path / "store")))
@@ -249,7 +322,9 @@ def test_a_store_that_fails_is_said_and_training_goes_on(tmp_path, monkeypatch, 
     monkeypatch.setattr("crossgate.training.checkpoint.stored_checkpoints", lambda store: [])
     result = run_fit(recipe(tmp_path), validated=False)
     assert result.step == 12
-    assert "step-00000012 was not uploaded, the next one will be tried" in " ".join(capsys.readouterr().err.split())
+    assert "step-00000012 was not uploaded; the next one, or the next start, is tried" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert newest_whole(tmp_path / "runs" / "run")[0].step == 12
 
 
@@ -305,7 +380,7 @@ def test_a_fault_of_any_kind_leaves_the_thread_alive_for_the_next_checkpoint(cop
     assert uploader.uploaded == "step-00000012"
 
 
-def test_only_the_newest_sets_out_and_it_is_not_deleted_on_its_way(tmp_path):
+def test_only_the_newest_and_the_best_set_out_and_none_is_not_deleted_on_its_way(tmp_path):
     gate, seen = threading.Event(), []
 
     class Slow(Store):
@@ -324,12 +399,14 @@ def test_only_the_newest_sets_out_and_it_is_not_deleted_on_its_way(tmp_path):
     while not seen:
         pass
     for folder in folders[1:]:
-        uploader.put(folder, [])
-    assert prune(tmp_path, 1, 4, 0, uploader.travelling) == {"step-00000004", "step-00000000"}
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000001", "step-00000004"]
+        uploader.put(folder, ["step-00000002"], "step-00000002")
+    assert prune(tmp_path, 1, 4, 2, uploader.travelling) == {"step-00000004", "step-00000002"}
+    left = [path.name[-1] for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert left == ["1", "2", "4"]
     gate.set()
     uploader.finish()
-    assert seen == ["step-00000001", "step-00000004"]
+    assert seen == ["step-00000001", "step-00000002", "step-00000004"], "the newest, and the best that waits"
+    assert stored_checkpoints(Store(str(tmp_path / "store"))) == ["step-00000002", "step-00000004"]
     assert (uploader.uploaded, uploader.failures, uploader.travelling) == ("step-00000004", 0, "")
 
 

@@ -17,7 +17,7 @@ from crossgate.cluster.meters import shown_to_prometheus
 from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.session import ray_session, use_reserved, workers_need
 from crossgate.config import Recipe
-from crossgate.errors import Unreachable, UserError
+from crossgate.errors import Passing, UserError
 from crossgate.recipe import parse_recipe
 from crossgate.training.durable import write_atomically
 from crossgate.training.requests import Preempted
@@ -150,7 +150,7 @@ def _work(config: dict[str, Any]) -> None:
         if not mail.asked_to_stop():
             raise
         return
-    except Unreachable:
+    except Passing:
         raise  # Ray starts the ranks anew, `max_failures` times
     except UserError as error:
         mail.complain(rank, error)
@@ -229,7 +229,8 @@ class _Mail:
 
     def ask_to_stop(self, signum: int) -> None:
         """Asks the ranks to save and stop, since the launching process got a signal."""
-        self._write("stop", {"signal": int(signum)})
+        with suppress(OSError):  # in a signal's handler nothing may be raised; a second signal ends the run at once
+            self._write("stop", {"signal": int(signum)})
 
     def asked_to_stop(self) -> int:
         """Returns the signal by which the ranks are to stop, or 0."""

@@ -36,7 +36,7 @@ from crossgate.cluster.trials import (
     write_record,
 )
 from crossgate.config import Recipe
-from crossgate.errors import Unreachable, UserError, writing
+from crossgate.errors import Passing, UserError, writing
 from crossgate.recipe import parse_recipe
 from crossgate.runs.context import note_clips, open_index, run_directory
 from crossgate.runs.ownership import only_start
@@ -335,7 +335,7 @@ def _through_outages(run: Callable[[Recipe], dict[str, Any]], recipe: Recipe) ->
     for _ in range(recipe.cluster.max_failures):
         try:
             return run(recipe)
-        except Unreachable as error:
+        except Passing as error:
             log.warning("%s is started again: %s", recipe.run.name, error)
     return run(recipe)
 

@@ -23,6 +23,7 @@ from crossgate.stream.sidecar import ClipRecord, ShardEntry, count_modalities, l
 from crossgate.stream.storage import Store, open_store
 
 _MEMBER = re.compile(rf"(?P<key>.+?)\.(?P<suffix>(?:{'|'.join(MODALITIES)})\.[a-z0-9]+|json|mp4)")
+_PACKED = re.compile(rf"{_MEMBER.pattern}\.(?:gz|bz2|xz|zst)")
 _KEPT = ("split", "group", "url", "labels", "degraded")
 _IN_MP4 = ("rgb", "flow", "audio")
 _MAX_JSON = 1 << 20
@@ -45,8 +46,8 @@ def index_foreign(url: str, *, progress: Callable[[int, int], None] | None = Non
         progress: called with (shards done, shards in all).
 
     Raises:
-        UserError: naming the tar and the reason, for one that is compressed, cut off, of two splits or with two
-            members of one name; or when there are no clips.
+        UserError: naming the tar and the reason, for one that is compressed or has such a member, is cut off, of two
+            splits or with two members of one name; or when there are no clips.
     """
     store = open_store(url)
     names = store.list(".tar")
@@ -87,6 +88,8 @@ def scan_tar(file: BinaryIO, where: str) -> list[tuple[ClipRecord, str]]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
+                if info.isfile() and _PACKED.fullmatch(info.name):
+                    raise UserError(f"member {info.name!r} is compressed", where=where, cure="pack it as it is")
                 match = _MEMBER.fullmatch(info.name)
                 if match and info.isfile():
                     clip = members.setdefault(match["key"], {})
@@ -188,5 +191,7 @@ def _still_right(store: Store, home: Store, names: list[str]) -> Index | None:
     if home is store or not home.exists("index.json"):
         return None
     index = Index.read(store, home)
-    sizes = [store.size(name) for name in names] if index.names == names else None
-    return index if sizes == index.bytes.tolist() else None
+    if index.names != names:
+        return None
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return index if list(pool.map(store.size, names)) == index.bytes.tolist() else None

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from crossgate import environment
 from crossgate.batch import ClipBatch
 from crossgate.config import AugmentConfig, DataConfig
-from crossgate.errors import UserError
+from crossgate.errors import Passing, UserError
 from crossgate.stream.collate import BadClip, Collator, Decode, Outcome, default_decode
 from crossgate.stream.index import Index
 from crossgate.stream.mix import mix_digest, open_corpora
@@ -353,7 +353,7 @@ def _batches(units: _Units, data: DataConfig, account: _Account) -> Iterator[Cli
         except (RuntimeError, ConnectionError, EOFError) as error:
             if not workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
-            raise UserError(
+            raise Passing(
                 "a decoding process died",
                 where="data.loader_workers",
                 cure="if it was killed for memory, use fewer workers or a smaller data.prefetch",

@@ -22,7 +22,7 @@ from crossgate.stream.storage import FileStat
 MAX_CLIP_BYTES = 256 << 20
 """A clip whose members are longer than this together is not read."""
 
-_SIDECAR_BYTES = 128 << 20
+_SIDECAR_BYTES = 512 << 20
 _FILES = 128
 _LOCAL_GAP, _REMOTE_GAP = 4 << 10, 64 << 10  # bytes that cost less than another read
 _THREADS = 16

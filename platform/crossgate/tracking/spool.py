@@ -54,6 +54,7 @@ class Spool:
         line = json.dumps(record).encode() + b"\n"
         written = os.write(self._fd, line)
         if written != len(line):
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)  # or the next record is glued to this piece
             raise OSError("only part of a line was written")
 
     def records(self) -> Iterator[Record]:

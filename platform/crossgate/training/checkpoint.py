@@ -24,7 +24,7 @@ from torch import Tensor
 
 from crossgate._version import __version__
 from crossgate.config import Recipe
-from crossgate.errors import UserError, writing
+from crossgate.errors import Unreachable, UserError, writing
 from crossgate.recipe import as_of, differences, dump_recipe, load_recipe, recipe_digest
 from crossgate.stream.storage import Store
 from crossgate.training.durable import sync, write_atomically
@@ -157,8 +157,8 @@ def bring_newest(run_dir: Path, store: Store, newest: Checkpoint | None) -> tupl
     """Returns the newest whole checkpoint of run directory and store, and why newer ones there were passed over.
 
     Raises:
-        UserError: when the store cannot be read and the run directory has none either: starting anew is no answer; or
-            when it can be read and takes no file.
+        UserError: when the store cannot be read and the run directory has none either: starting anew is no answer;
+            when it fails while a newer one comes from it; or when it can be read and takes no file.
     """
     refused: list[str] = []
     try:
@@ -204,12 +204,18 @@ def bring(run_dir: Path, store: Store, step: int) -> str | None:
     """Downloads the checkpoint of a step and puts it in the place of what the run directory has of it.
 
     Returns:
-        Why that cannot be, or None when it lies there whole.
+        Why that can never be, or None when it lies there whole.
+
+    Raises:
+        Unreachable: when the store does not answer now.
+        UserError: when this disk takes no more.
     """
-    path = _path(run_dir, step)
+    path = checkpoint_path(run_dir, step)
     try:
         if path.name not in stored_checkpoints(store):
             return f"{store.url} has no other"
+    except Unreachable:
+        raise
     except UserError as error:
         return str(error)
     return fetch_checkpoint(store, path.name, path.parent)
@@ -246,7 +252,7 @@ def verify(path: Path) -> Checkpoint:
 def damage_of(run_dir: Path, step: int) -> str | None:
     """Returns what is wrong with the checkpoint of a step, or None when it is whole."""
     try:
-        verify(_path(run_dir, step))
+        verify(checkpoint_path(run_dir, step))
     except Damaged as damage:
         return str(damage)
     return None
@@ -254,7 +260,7 @@ def damage_of(run_dir: Path, step: int) -> str | None:
 
 def has_weights(run_dir: Path, step: int) -> bool:
     """Whether the checkpoint of a step holds the whole task."""
-    return (_path(run_dir, step) / WEIGHTS).exists()
+    return (checkpoint_path(run_dir, step) / WEIGHTS).exists()
 
 
 def load_weights(run_dir: Path, step: int) -> dict[str, Tensor]:
@@ -263,13 +269,14 @@ def load_weights(run_dir: Path, step: int) -> dict[str, Tensor]:
     Raises:
         UserError: when it is not there.
     """
-    path = _path(run_dir, step) / WEIGHTS
+    path = checkpoint_path(run_dir, step) / WEIGHTS
     if not path.exists():
         raise UserError("the best weights are gone", where=path, cure="delete the run's folder and start anew")
     return load_file(path)
 
 
-def _path(run_dir: Path, step: int) -> Path:
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Returns the folder of a step's checkpoint."""
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
@@ -286,7 +293,7 @@ def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World
     Raises:
         UserError: for a disk that is full; earlier checkpoints stay as they are.
     """
-    final = _path(run_dir, manifest.step)
+    final = checkpoint_path(run_dir, manifest.step)
     partial = final.with_name(f".tmp-{final.name}")
     if world.leads:
         shutil.rmtree(partial, ignore_errors=True)
@@ -365,8 +372,8 @@ def prune(run_dir: Path, keep: int, saved_step: int, best_step: int, busy: str =
     Whatever is newer than the step just saved was damaged when the run resumed: it goes, and counts for nothing.
     """
     paths = sorted((run_dir / "checkpoints").glob("step-*"))
-    whole = [path for path in paths if path.name <= _path(run_dir, saved_step).name]
-    kept = {path.name for path in whole[-keep:]} | {_path(run_dir, best_step).name}
+    whole = [path for path in paths if path.name <= checkpoint_path(run_dir, saved_step).name]
+    kept = {path.name for path in whole[-keep:]} | {checkpoint_path(run_dir, best_step).name}
     for path in paths:
         if path.name not in kept | {busy}:
             shutil.rmtree(path, ignore_errors=True)

@@ -22,6 +22,7 @@ from crossgate.training.checkpoint import (
     Manifest,
     bring,
     bring_newest,
+    checkpoint_path,
     claim_run_dir,
     damage_of,
     has_weights,
@@ -153,7 +154,7 @@ def fit(
     with run.line, heeding_signals() as requests:
         run.resume()
         run.train(requests)
-        return run.finish(save_model)
+        return run.finish(save_model, requests)
 
 
 def _refuse_beyond(total: int, **ranges: tuple[int, int] | None) -> None:
@@ -268,7 +269,7 @@ class _Run:
         """Forgets a best checkpoint that is no longer whole, rather than fail on it at the end."""
         if self.best_step in (0, self.step):
             return
-        damage = self.world.from_leader(self._damage_of_best() if self.world.leads else None)
+        damage = self.world.led(self._damage_of_best)
         if damage:
             self.line.say(f"forgot the best checkpoint so far, of step {self.best_step}: {damage}")
             self.best_step, self.best_value = 0, None
@@ -276,6 +277,8 @@ class _Run:
     def _damage_of_best(self) -> str | None:
         """Returns what is wrong with the best checkpoint, unless the store could mend it."""
         damage = damage_of(self.run_dir, self.best_step)
+        if damage is None and self.uploader:
+            self.uploader.catch_up(checkpoint_path(self.run_dir, self.best_step))
         if damage is None or self.store is None:
             return damage
         reason = bring(self.run_dir, self.store, self.best_step)
@@ -309,7 +312,7 @@ class _Run:
                         break
         if stopped:
             self.line.say(f"stopped at step {self.step} as asked; saved; start the run again to go on")
-            self._finish_upload(GRACE_S)
+            self._finish_upload(requests)
             raise Preempted(requests.status)
 
     def _do_what_is_due(self) -> None:
@@ -458,15 +461,21 @@ class _Run:
                 busy = self.uploader.travelling if self.uploader else ""
                 kept = prune(self.run_dir, self.recipe.training.keep, self.step, self.best_step, busy)
                 if self.uploader:
-                    self.uploader.put(path, kept)
+                    best_name = checkpoint_path(self.run_dir, self.best_step).name if self.best_step else ""
+                    self.uploader.put(path, kept, best_name)
         self.saved_step, self.rolled_back, self.saved_at = self.step, False, time.monotonic()
         self.nonfinite.saved()
 
-    def _finish_upload(self, within: float = math.inf) -> None:
-        """Waits for the upload, all ranks by turns of some seconds: no collective is as patient as a slow store."""
-        until = time.monotonic() + within
-        while self.store and not self.world.from_leader(self.uploader.over(until) if self.uploader else None):
-            pass
+    def _finish_upload(self, requests: Requests) -> None:
+        """Waits for the upload, but not for long once asked to stop.
+
+        All ranks do by turns of some seconds: no collective is as patient as a slow store.
+        """
+        until, over = math.inf, self.store is None
+        while not over:
+            if requests.take() == STOP:
+                until = min(until, time.monotonic() + GRACE_S)
+            over = self.world.from_leader(self.uploader.over(until) if self.uploader else None)
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         if self.file:
@@ -476,9 +485,9 @@ class _Run:
 
     # ---- end ---------------------------------------------------------------------------------------------------
 
-    def finish(self, save_model: Callable[[Any, Path], object] | None) -> FitResult:
+    def finish(self, save_model: Callable[[Any, Path], object] | None, requests: Requests) -> FitResult:
         """Gives the caller's task the best weights and lets the engine go."""
-        self._finish_upload()
+        self._finish_upload(requests)
         best, model_dir = self.best_step or self.step, self.run_dir / "model"
         if self.step < self.total:
             self.engine.destroy()

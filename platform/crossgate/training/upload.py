@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from crossgate.errors import Unreachable, UserError
+from crossgate.errors import Unreachable, UserError, writing
 from crossgate.stream.storage import PROBE, Store, open_store
 
 MANIFEST = "manifest.json"
@@ -58,7 +58,7 @@ def refuse_unwritable(store: Store) -> None:
 class Uploader:
     """Uploads checkpoints of the run's folder from a thread of its own; a failure is said and survived.
 
-    Where saving is faster than the way to the store, only the newest checkpoint sets out.
+    Where saving is faster than the way to the store, only the newest checkpoint sets out, and the best.
 
     Args:
         store: of `checkpoint_store`.
@@ -68,7 +68,7 @@ class Uploader:
     def __init__(self, store: Store, say: Callable[[str], None]) -> None:
         self._store, self._say = store, say
         self._jobs: queue.Queue[tuple[Path, frozenset[str] | None] | None] = queue.Queue()
-        self._newest: Path | None = None
+        self._wanted: set[str] = set()
         self.travelling = ""
         """Name of the checkpoint under way, which must stay in its folder."""
         self.uploaded = ""
@@ -78,14 +78,17 @@ class Uploader:
         self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
         self._thread.start()
 
-    def put(self, path: Path, keep: Collection[str]) -> None:
-        """Has a checkpoint uploaded and, once it is there, all but it and those of the given names deleted."""
-        self._newest = path
+    def put(self, path: Path, keep: Collection[str], best: str = "") -> None:
+        """Has a checkpoint uploaded and, once it is there, all but it and those of the given names deleted.
+
+        What waits for its turn is left out, unless it is the best one of the given name.
+        """
+        self._wanted = {path.name, best}
         self._jobs.put((path, frozenset(keep) | {path.name}))
 
     def catch_up(self, path: Path) -> None:
         """Has a checkpoint of an earlier start uploaded, unless it arrived then."""
-        self._newest = path
+        self._wanted.add(path.name)
         self._jobs.put((path, None))
 
     def finish(self) -> None:
@@ -116,7 +119,7 @@ class Uploader:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             path, keep = job
-            if path != self._newest:
+            if path.name not in self._wanted:
                 continue
             self.travelling = path.name
             try:
@@ -127,7 +130,7 @@ class Uploader:
                     self._upload(path)
             except Exception as error:  # whatever it was, later checkpoints still find this thread alive
                 self.failures += 1
-                self._say(f"{path.name} was not uploaded, the next one will be tried: {error}")
+                self._say(f"{path.name} was not uploaded; the next one, or the next start, is tried: {error}")
             self.travelling = ""
 
     def _upload(self, path: Path) -> None:
@@ -169,7 +172,10 @@ def fetch_checkpoint(store: Store, name: str, folder: Path) -> str | None:
         folder: of the run's checkpoints.
 
     Returns:
-        Why it cannot be used, or None when it lies there.
+        Why it can never be used, or None when it lies there.
+
+    Raises:
+        UserError: when the store or this disk fails: that says nothing of the checkpoint.
     """
     partial = folder / f".tmp-{name}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -178,17 +184,21 @@ def fetch_checkpoint(store: Store, name: str, folder: Path) -> str | None:
         for file, entry in json.loads(described)["files"].items():
             if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
                 return f"it would write outside its folder ({file})"
-            (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            with writing("a checkpoint", folder):
+                (partial / file).parent.mkdir(parents=True, exist_ok=True)
             size = store.size(stored_name(name, file))
             if size != entry["size"]:  # else reading it would wait for the bytes that it lacks
                 return f"{file} has {size} bytes instead of {entry['size']}"
             if _fetch(store, stored_name(name, file), size, partial / file) != entry["sha256"]:
                 return f"{file} has changed since it was written"
-        (partial / MANIFEST).write_bytes(described)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        partial.rename(folder / name)
-    except (UserError, OSError) as error:
-        return str(error)
+        with writing("a checkpoint", folder):
+            (partial / MANIFEST).write_bytes(described)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            partial.rename(folder / name)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return str(error)
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable manifest ({error})"
     finally:
@@ -198,7 +208,7 @@ def fetch_checkpoint(store: Store, name: str, folder: Path) -> str | None:
 
 def _fetch(store: Store, name: str, size: int, path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with writing("a checkpoint", path.parent), path.open("wb") as file:
         for start in range(0, size, _PIECE):
             piece = store.read_range(name, start, min(start + _PIECE, size))
             digest.update(piece)
