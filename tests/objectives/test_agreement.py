@@ -102,3 +102,17 @@ def test_bf16_is_computed_in_fp32() -> None:
     loss.backward()
     assert views.embeddings.grad is not None
     assert views.embeddings.grad.isfinite().all()
+
+
+def test_the_loss_of_three_clips_worked_out_by_hand() -> None:
+    """Scale 2, one positive each: 0 and 1 take 2, 2 takes 0. Of each view two similarities enter the log-sum."""
+    east, north, near = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.8, 0.6])
+    embeddings = torch.stack(
+        [torch.stack([east, east]), torch.stack([east, north]), torch.stack([near, near])]
+    ).double()
+    views = Views(embeddings, torch.ones(3, 2, dtype=torch.bool), torch.arange(3))
+    found = agreement(views, views, [(0, 1)], torch.tensor(2.0, dtype=torch.float64), positives=1)
+    # (l_aa, l_bb): clip 0: ln(e^2 + e^1.6) - 1.6, ln(1 + e^1.6) - 1.6; clip 1: as clip 0 in view a,
+    # ln(1 + e^1.2) - 1.2 in view b; clip 2: ln(2 e^1.6) - 1.6, ln(e^1.6 + e^1.2) - 1.6
+    by_hand = (0.913015 + 0.183901 + 0.913015 + 0.263282 + 0.693147 + 0.513015) / 6
+    assert found.item() == pytest.approx(by_hand, abs=1e-6)
