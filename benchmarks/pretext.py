@@ -1,13 +1,13 @@
 """What each self-supervised task teaches encoders, alone and mixed: probes of their features after the same steps.
 
     python benchmarks/pretext.py [--index shards | --clips 240] [--steps 64] [--batch 48] [--size 32] [--task action]
-                                 [--seeds 5] [--mixes] [--head-steps 150] [--out FILE]
+                                 [--seeds 5] [--ways all|alone|mixed] [--head-steps 150] [--out FILE]
 
 Small encoders are trained on all clips of the splits train and unlabelled, without labels and without augmentation,
 once for each way: contrast only, each pretext task only, all of them in equal parts, under a random gate and under the
-gate that learns, and that beside the contrast; `--mixes` leaves the tasks alone out. Then a linear head for each
-modality, and one on the mean of all features, learn from the labelled training clips with the encoders frozen, and are
-kept where validation is best. All that is drawn is drawn anew for each seed: encoders, order of clips, questions,
+gate that learns, and that beside the contrast (`--ways`: each task alone, or all but those). Then a linear head for
+each modality, and one on the mean of all features, learn from the labelled training clips with the encoders frozen, and
+are kept where validation is best. All that is drawn is drawn anew for each seed: encoders, order of clips, questions,
 heads; of one seed all ways start from the same encoders and see the same clips. Differences are paired, with two
 intervals: by groups of test clips, for these trainings (bootstrap), and by seeds, for these test clips (Student's t).
 Without `--index`, clips are generated. The last line is one JSON object: accuracy of the head on all features after
@@ -180,7 +180,8 @@ def measure(options: argparse.Namespace, index: Index) -> tuple[list[str], dict[
         f"groups, chance {100 / len(classes):.1f} %. {options.seeds} seeds of pretraining and heads.",
         "",
     ]
-    ways = [name for name in WAYS if not (options.mixes and name in KINDS)]
+    wanted = {"all": set(WAYS), "alone": {NOTHING, *KINDS}, "mixed": set(WAYS) - set(KINDS)}[options.ways]
+    ways = [name for name in WAYS if name in wanted]
     right: dict[str, list[dict[str, Array]]] = {name: [] for name in ways}
     asked: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for seed in range(options.seeds):
@@ -190,9 +191,10 @@ def measure(options: argparse.Namespace, index: Index) -> tuple[list[str], dict[
             asked[name].append(report)
             print(f"seed {seed}: {name}: {100 * found['all'].mean():.1f}", file=sys.stderr, flush=True)
     whole = {name: np.stack([one["all"] for one in found]) for name, found in right.items()}  # (S, N) each
-    tables = [accuracies(right, whole, bootstrap, names), pairs(whole, bootstrap), solved(asked)]
+    judged = [pair for pair in PAIRS if wanted.issuperset(pair)]
+    tables = [accuracies(right, whole, bootstrap, names), *pairs(whole, bootstrap, judged), solved(asked)]
     values: dict[str, Any] = {name: round(100 * float(one.mean()), 1) for name, one in whole.items()}
-    for first, second in PAIRS[:2]:
+    for first, second in judged[:2]:
         points = difference(whole[first], whole[second], bootstrap)[2]
         values[f"{first} over {second}"] = [one for one in points if np.isfinite(one)]  # one seed: no interval
     return [*lines, *"\n\n".join("\n".join(table) for table in tables).split("\n")], values
@@ -216,14 +218,16 @@ def accuracies(
     return lines
 
 
-def pairs(whole: dict[str, Array], bootstrap: Bootstrap) -> list[str]:
-    """Returns the table of what is to be judged: paired, by groups and by seeds."""
+def pairs(whole: dict[str, Array], bootstrap: Bootstrap, judged: list[tuple[str, str]]) -> list[list[str]]:
+    """Returns the table of what is to be judged, paired, by groups and by seeds; none where nothing is."""
+    if not judged:
+        return []
     lines = ["| paired | points, by groups | by seeds | seeds ahead |", "| --- | ---: | ---: | ---: |"]
-    for first, second in PAIRS:
+    for first, second in judged:
         by_clip, by_seed, _ = difference(whole[first], whole[second], bootstrap)
         ahead = int((whole[first].mean(1) > whole[second].mean(1)).sum())
         lines.append(f"| {first} - {second} | {by_clip} | {by_seed} | {ahead} of {len(whole[first])} |")
-    return lines
+    return [lines]
 
 
 def solved(asked: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -235,9 +239,9 @@ def solved(asked: dict[str, list[dict[str, float]]]) -> list[str]:
     lines = ["| task | guessing, % | alone, % | mixed, gate, % | weight |", "| --- | ---: | ---: | ---: | ---: |"]
     mixed = "all tasks, gate"
     for name, kind in KINDS.items():
-        weights = [one[f"pretext/weight_{name}"] for one in asked[mixed]]
+        weights = [one[f"pretext/weight_{name}"] for one in asked.get(mixed, [])]
         alone, own = (shown(way, f"pretext/accuracy_{name}") for way in (name, mixed))
-        span = f"{np.mean(weights):.3f} ({min(weights):.3f} to {max(weights):.3f})"
+        span = f"{np.mean(weights):.3f} ({min(weights):.3f} to {max(weights):.3f})" if weights else ""
         lines.append(f"| {name} | {100 / kind.classes:.1f} | {alone} | {own} | {span} |")
     return lines
 
@@ -250,7 +254,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--mixes", action="store_true", help="without each task alone")
+    parser.add_argument("--ways", choices=("all", "alone", "mixed"), default="all", help="each task alone, or not")
     parser.add_argument("--head-steps", type=int, default=150)
     parser.add_argument("--task", default="action")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "pretext.md")
