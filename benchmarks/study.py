@@ -4,13 +4,14 @@
                                [--demo demo] [--short]
 
 On generated clips: every gate on frozen encoders (half of the clips spoiled, action and violence; none spoiled), then
-encoders trained end to end, from scratch and from a pretraining of every seed, and each self-supervised task alone
-and mixed (`pretext.py`). With manifests of real clips: pretraining and every gate on them. Everything runs through
-the commands that a user would type, which are printed; what is finished is not run again, nor a demo that is there.
-Some hours on two cores; `--short` takes minutes, shows that all of it works, and measures nothing. Tables go to
-OUT/study.md, figures stay beside each run. The last line is one JSON object: for each study the points of the gate
-that validation chose over uniform averaging, with their interval, and for each way end to end its accuracy, a mean
-over seeds.
+encoders trained end to end, from scratch and from a pretraining of every seed, every gate again on the frozen encoders
+of each of these pretrainings, and each self-supervised task alone and mixed (`pretext.py`). With manifests of real
+clips: pretraining and every gate on them. Everything runs through the commands that a user would type, which are
+printed; what is finished is not run again, nor a demo that is there. Some hours on two cores; `--short` takes minutes,
+shows that all of it works, and measures nothing. Tables go to OUT/study.md, figures stay beside each run. The last line
+is one JSON object: for each study the points of the gate that validation chose over uniform averaging, with their
+interval; the same over pretrainings, with the interval by seeds; and for each way end to end its accuracy, a mean over
+seeds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,13 +113,15 @@ class Study:
 
     # ---- studies ---------------------------------------------------------------------------------------------
 
-    def gates(self, name: str, index: Path, encoders: Path, task: str, *settings: object) -> Path:
-        """Runs every gate on frozen encoders."""
+    def gates(
+        self, name: str, index: Path, encoders: Path, task: str, *settings: object, last: Sequence[object] = ()
+    ) -> Path:
+        """Runs every gate on frozen encoders; `last` settings overrule the size of the study."""
         size = [f"study.seeds={self.seeds}", f"finetune.features={self.out / 'features'}"]
         if self.short:
             size += ["study.seeds=2", "study.steps=6", "study.eval_every=3", "study.noise=[1.0]", "study.labels=[1.0]"]
         data = [f"data.index={index}", f"finetune.init={encoders}", f"finetune.task={task}"]
-        return self.run("study", RECIPES / "study.yaml", name, *data, *settings, *size)
+        return self.run("study", RECIPES / "study.yaml", name, *data, *settings, *size, *last)
 
     def generated(self) -> dict[str, Path]:
         """The generated clips: half of them spoiled, and none."""
@@ -166,6 +170,17 @@ class Study:
                 found[way].append(read_results(done / "results.json")[0]["test/accuracy"])
         return found
 
+    def gates_by_pretraining(self) -> list[dict[str, float]]:
+        """Returns the metrics of one study for each pretraining of `end_to_end`: encoders, folds, heads, gates anew."""
+        index, found = self.shards("half-spoiled"), []
+        for seed in range(2 if self.short else self.seeds):
+            encoders = self.out / "runs" / f"pretrain-contrast-{seed}"
+            once = ["study.seeds=1", "study.noise=[]", "study.labels=[]", f"run.seed={seed}"]
+            once += [] if self.short else ["study.steps=150", "study.eval_every=15"]
+            done = self.gates(f"gates-of-{seed}", index, encoders, "action", last=once)
+            found.append(read_results(done / "results.json")[0])
+        return found
+
     def pretext(self) -> Path:
         """Each self-supervised task alone and mixed."""
         page = self.out / "pretext.md"
@@ -196,7 +211,29 @@ def ends_table(found: dict[str, list[float]]) -> list[str]:
     return lines
 
 
-def page(study: Study, studies: dict[str, Path], found: dict[str, list[float]], pretext: Path) -> str:
+def chosen_gates(runs: list[dict[str, float]]) -> list[float]:
+    """Returns for each pretraining the points over averaging of the gate that validation chose there."""
+    return [100 * one["test/study/over_uniform"] for one in runs if "test/study/over_uniform" in one]
+
+
+def gates_table(runs: list[dict[str, float]]) -> list[str]:
+    """Returns the table of gates over pretrainings: accuracy, and paired points over uniform averaging."""
+    start, end = "test/study/", "/accuracy"
+    names = [key[len(start) : -len(end)] for key in runs[0] if key.startswith(start) and key.endswith(end)]
+    lines = ["| on frozen encoders | accuracy, % | points over the uniform mean |", "| --- | ---: | ---: |"]
+    for name in (name for name in names if all(f"{start}{name}{end}" in one for one in runs)):
+        own = [one[f"{start}{name}{end}"] for one in runs]
+        over = [one[f"{start}{name}/over_uniform"] for one in runs if f"{start}{name}/over_uniform" in one]
+        shown = spread(over, [0.0] * len(over)) if len(over) == len(runs) else ""  # nothing is over itself
+        lines.append(f"| {name.replace('_', ' ')} | {spread(own)} | {shown} |")
+    by_seed = over_runs(np.array(chosen_gates(runs)))
+    shown = f"{by_seed.value:+.1f} ({by_seed.low:+.1f} to {by_seed.high:+.1f})"
+    return [*lines, f"| the gate that validation chose for each | | {shown} |"]
+
+
+def page(
+    study: Study, studies: dict[str, Path], found: dict[str, list[float]], gates: list[dict[str, float]], pretext: Path
+) -> str:
     """Returns all tables."""
     lines = [f"# The study ({datetime.date.today()}{', a short one, which measures nothing' * study.short})", ""]
     for title, folder in studies.items():
@@ -207,17 +244,26 @@ def page(study: Study, studies: dict[str, Path], found: dict[str, list[float]], 
         f"Action, half of the clips spoiled, 32 pixels. {study.seeds} seeds of everything:",
     ]
     lines += ["pretraining, heads, order of clips. Intervals are Student's over the seeds, on the same test clips.", ""]
-    lines += [*ends_table(found), "", "## Each self-supervised task alone and mixed", "", pretext.read_text().strip()]
+    lines += [*ends_table(found), "", "## Every gate on frozen encoders of each pretraining", ""]
+    lines += [
+        "The same clips. Encoders, folds, heads and gates anew for each seed; intervals are Student's over them.",
+        "",
+    ]
+    lines += [*gates_table(gates), "", "## Each self-supervised task alone and mixed", "", pretext.read_text().strip()]
     return "\n".join(lines) + "\n"
 
 
-def figures(studies: dict[str, Path], found: dict[str, list[float]]) -> dict[str, list[float] | float]:
+def figures(
+    studies: dict[str, Path], found: dict[str, list[float]], gates: list[dict[str, float]]
+) -> dict[str, list[float] | float]:
     """Returns the few numbers that matter: points of each study's chosen gate with interval, accuracies end to end."""
     few: dict[str, list[float] | float] = {}
     for title, folder in studies.items():
         metrics, _ = read_results(folder / "results.json")
         names = [f"test/study/over_uniform{end}" for end in ("", "_low", "_high")]
         few[title] = [round(100 * metrics[name], 1) for name in names if name in metrics]  # few groups: no interval
+    by_seed = over_runs(np.array(chosen_gates(gates)))
+    few["Chosen gates by pretraining"] = [round(one, 1) for one in (by_seed.value, by_seed.low, by_seed.high)]
     return few | {way: round(100 * float(np.mean(values)), 1) for way, values in found.items()}
 
 
@@ -236,10 +282,11 @@ def main() -> None:
     for task, manifest in (one.split("=", 1) for one in options.corpus):
         studies[f"Real clips: {task}"] = study.real(task, Path(manifest).resolve())
     found = study.end_to_end()
+    gates = study.gates_by_pretraining()
     written = options.out / "study.md"
-    written.write_text(page(study, studies, found, study.pretext()))
+    written.write_text(page(study, studies, found, gates, study.pretext()))
     print(written.read_text())
-    print(json.dumps(figures(studies, found)))
+    print(json.dumps(figures(studies, found, gates)))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def test_the_whole_study_ends_with_its_page(tmp_path: Path) -> None:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
+    assert len(figures["Chosen gates by pretraining"]) == 3
     assert [name for name, value in figures.items() if isinstance(value, float)] == [
         "averaging, from scratch", "averaging, pretrained", "sigmoid gate and MMTM, pretrained",
     ]  # fmt: skip
@@ -102,6 +103,8 @@ def test_the_whole_study_ends_with_its_page(tmp_path: Path) -> None:
         "none spoiled: action",
         "spoiled: violence",
         "truth of degradation",
+        "| uniform mean | ",
+        "| the gate that validation chose for each | | ",
         "Trained end to end",
         "synchrony",
     ):
