@@ -152,7 +152,11 @@ def findings(simulate: Callable[..., Predictions], skill: float = 1.0) -> Findin
 def test_the_report_says_that_a_gate_that_knows_helps(simulated: Callable[..., Predictions]) -> None:
     done = present_study(findings(simulated))
     assert "beats uniform averaging" in done.summary and "test clips of 120 groups" in done.summary
-    assert {"study", "severity", "noise"} <= done.figures.keys()
+    assert {"study", "severity", "noise", "subsets", "shapley"} <= done.figures.keys()
+    rows = [label.get_text() for label in done.figures["subsets"].axes[0].get_yticklabels()]
+    assert len(rows) == 16 and rows[0].startswith("none") and rows[-1] == "rgb + flow + audio + depth"
+    (section,) = (one for one in done.sections if one.title.startswith("What every subset"))
+    assert len(section.figures) == 2 and all(how for _, how in section.figures)
     name = "test/study/softmax_probabilities"
     assert done.metrics[f"{name}/over_uniform_low"] > 0 and 0 < done.metrics[f"{name}/gap_recovered"] <= 1
     assert done.metrics[f"{name}/over_mean_of_features_low"] > 0

@@ -245,6 +245,26 @@ def forest(
     return figure
 
 
+@styled
+def compared(rows: Mapping[str, Mapping[str, Interval]], hues: Mapping[str, str], xlabel: str) -> Figure:
+    """Points with 95 % intervals of several competitors beside each other, a row for each thing that is asked."""
+    figure, (axes,) = new(1.2 + (0.16 + 0.13 * len(hues)) * max(2, len(rows)))
+    for number, found in enumerate(rows.values()):
+        for place, (name, one) in enumerate(found.items()):
+            at = number + 0.7 * ((place + 0.5) / len(found) - 0.5)
+            _whiskers(axes, [at], [one], hues[name], across=False)
+    for name, hue in hues.items():
+        axes.plot([], [], "o", color=hue, label=name)
+    axes.set_yticks(range(len(rows)), [short(name, 34) for name in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(xlabel)
+    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper right", ncols=len(hues))
+    return figure
+
+
 def _whiskers(axes: Axes, place: Sequence[float], found: Sequence[Interval], tint: str, across: bool = True) -> None:
     """Dots with intervals, upright (`across`: places lie on the x axis) or lying."""
     for at, one in zip(place, found):

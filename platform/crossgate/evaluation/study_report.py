@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crossgate.evaluation import classification, gates
 from crossgate.evaluation.comparison import REFERENCE, TITLES, statistic
 from crossgate.evaluation.evaluation import Evaluation
-from crossgate.evaluation.figures import Point, forest, gate_by_severity
+from crossgate.evaluation.figures import Point, compared, forest, gate_by_severity
 from crossgate.evaluation.intervals import Bootstrap, Interval, mean
 from crossgate.evaluation.report import Section
 from crossgate.evaluation.results import metric_name
@@ -111,7 +111,7 @@ def present_study(found: Findings) -> Evaluation:
     main = Section(f"{found.task.capitalize()}: every gate against uniform averaging", [_HOW], [_table(found, lines)])
     done.add(main, ("study", forest(_points(lines), f"{found.task}: {title}"), _FOREST))
     for section in _details(found):
-        done.add(section)
+        done.add(section, *(_subset_figures(found) if section.title == _SUBSETS else ()))
     report = _diagnosed(found, next(answer for answer in found.answers if answer.name == found.weighted))
     if report is not None and report.with_severity:
         section = Section(f"The weights of {found.weighted} and the known severity of what they weigh")
@@ -247,7 +247,7 @@ def _details(found: Findings) -> Iterator[Section]:
     slices = _slices(found)
     if slices is not None:
         yield Section("Spoiled clips and clean ones", [], [slices])
-    yield Section("What every subset of the modalities reaches", [], [_subset_table(found), _shapley_table(found)])
+    yield Section(_SUBSETS, [], [_subset_table(found), _shapley_table(found)])
     behaviour = _behaviour(found)
     if behaviour.rows:
         yield Section("What the weights do", [_WEIGHTS], [behaviour])
@@ -277,19 +277,43 @@ def _slices(found: Findings) -> Table | None:
 
 def _subset_table(found: Findings) -> Table:
     table = Table(["modalities", *found.subsets], caption="Accuracy when only these modalities are given")
-    for subset in next(iter(found.subsets.values())):
-        name = " + ".join(found.names[m] for m in subset) or "none (the commonest class)"
-        intervals = [found.bootstrap.interval(mean(right[subset])) for right in found.subsets.values()]
-        table.rows.append([name, *(f"{percent(one.value)} ({bounds(one)})" for one in intervals)])
+    for name, intervals in _of_subsets(found).items():
+        table.rows.append([name, *(f"{percent(one.value)} ({bounds(one)})" for one in intervals.values())])
     return table
+
+
+def _of_subsets(found: Findings) -> dict[str, dict[str, Interval]]:
+    """Subset of the modalities -> competitor -> accuracy."""
+    return {
+        " + ".join(found.names[m] for m in subset) or "none (the commonest class)": {
+            model: found.bootstrap.interval(mean(right[subset])) for model, right in found.subsets.items()
+        }
+        for subset in next(iter(found.subsets.values()))
+    }
+
+
+def _of_modalities(found: Findings) -> dict[str, dict[str, Interval]]:
+    """Modality -> competitor -> Shapley value."""
+    values = {model: shapley(right, len(found.names)) for model, right in found.subsets.items()}
+    return {
+        name: {model: found.bootstrap.interval(mean(one[:, m])) for model, one in values.items()}
+        for m, name in enumerate(found.names)
+    }
+
+
+def _subset_figures(found: Findings) -> list[tuple[str, Figure, str]]:
+    hues = dict(zip(found.subsets, _HUES))
+    reached, shares = compared(_of_subsets(found), hues, "accuracy"), _of_modalities(found)
+    return [
+        ("subsets", reached, "A gate is worth most where its point lies right of averaging (black) in the same row."),
+        ("shapley", compared(shares, hues, "Shapley value"), "Further right: more of the accuracy is this modality's."),
+    ]
 
 
 def _shapley_table(found: Findings) -> Table:
     table = Table(["modality", *found.subsets], caption="Shapley value: each modality's share of the accuracy, points")
-    values = [shapley(right, len(found.names)) for right in found.subsets.values()]
-    for m, name in enumerate(found.names):
-        intervals = [found.bootstrap.interval(mean(one[:, m])) for one in values]
-        table.rows.append([name, *(f"{100 * one.value:+.1f} ({bounds(one)})" for one in intervals)])
+    for name, intervals in _of_modalities(found).items():
+        table.rows.append([name, *(f"{100 * one.value:+.1f} ({bounds(one)})" for one in intervals.values())])
     return table
 
 
@@ -376,7 +400,7 @@ def _points(lines: Sequence[StudyRow]) -> list[Point]:
 def _sweep_figure(found: Findings) -> Figure:
     """A panel a sweep: accuracy over severity for each competitor, and the gate's weight of what is spoiled."""
     figure, panels = new(2.9, columns=len(found.sweeps), width=max(7.4, 1.9 * len(found.sweeps)), sharey=True)
-    hues = {name: hue for name, hue in zip(found.sweeps[0].right, (INK, ACCENT, "#009e73"))}
+    hues = {name: hue for name, hue in zip(found.sweeps[0].right, _HUES)}
     for axes, sweep in zip(panels, found.sweeps):
         for name, levels in sweep.right.items():
             axes.plot(sweep.severities, [100 * one.mean() for one in levels], color=hues[name], label=name)
@@ -393,6 +417,8 @@ def _sweep_figure(found: Findings) -> Figure:
     return figure
 
 
+_HUES = (INK, ACCENT, "#009e73")
+_SUBSETS = "What every subset of the modalities reaches"
 _HOW = (
     "Encoders are frozen and never saw a label; heads and gates learn on their features. A gate learns from scores "
     "that heads gave to groups which they were not trained on; its weights are those of the lowest log loss on "
