@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +13,13 @@ from crossgate.cli import main
 from crossgate.cluster import ray_tune, trials
 from crossgate.cluster.explore import plan
 from crossgate.cluster.ray_tune import search
-from crossgate.cluster.trials import SearchResult, TrialRecord, leaderboard, reports_of
+from crossgate.cluster.trials import SearchResult, TrialRecord, leaderboard, read_record, reports_of, write_record
 from crossgate.config import Recipe
 from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import dump_recipe
 from crossgate.runs import ownership
 from crossgate.training.checkpoint import refuse_other_run
-from crossgate.training.metrics import read_metrics
+from crossgate.training.metrics import MetricsFile, read_metrics
 
 RATES = [0.0001, 0.03]
 
@@ -214,6 +215,37 @@ def test_a_trial_outlives_a_store_that_is_down_for_a_while(tmp_path):
     with pytest.raises(Unreachable):
         ray_tune._through_outages(run, recipe)
     assert len(starts) == 3
+
+
+@pytest.mark.parametrize("last", [float("nan"), float("inf")])
+def test_a_trial_without_a_finite_value_has_failed_and_says_so(tmp_path, last):
+    record, settings = plan(search_recipe(tmp_path))[0][0]
+
+    def run(recipe: Recipe) -> dict[str, int]:
+        metrics = MetricsFile(Path(record.directory), resume_step=0)
+        metrics.write(2, {"val/accuracy": 0.5})
+        metrics.write(4, {"val/accuracy": last})
+        return {"step": 4}
+
+    Path(record.directory).mkdir(parents=True)
+    ray_tune._recorded({"record": asdict(record), "recipe": settings.model_dump(mode="json")}, run)
+    found = read_record(record)
+    assert (found.status, found.value) == ("failed", None)
+    assert found.reason == "val/accuracy is not a finite number at step 4"
+
+
+def test_a_trial_that_has_finished_is_not_called_pruned_afterwards(tmp_path):
+    from crossgate.cluster.tuning import STEP, VALUE, Halving
+
+    scheduler = Halving(grace=2, reduction=2.0)
+    for name, done in (("first", "waiting"), ("late", "waiting"), ("whole", "finished")):
+        record = TrialRecord(name, {}, str(tmp_path / name))
+        write_record(record, status=done, value=0.1 if done == "finished" else None, step=4)
+        trial = SimpleNamespace(trial_id=name, config={"job": {"record": asdict(record)}})
+        scheduler.on_trial_add(None, trial)
+        decision = scheduler.on_trial_result(None, trial, {STEP: 2, VALUE: 0.9 if name == "first" else 0.1})
+        expected = {"first": ("CONTINUE", "waiting"), "late": ("STOP", "pruned"), "whole": ("STOP", "finished")}
+        assert (decision, read_record(record).status) == expected[name]
 
 
 def test_without_a_finished_trial_there_is_no_best():

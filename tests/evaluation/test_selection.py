@@ -70,6 +70,17 @@ def test_pairs_are_of_the_same_seed_and_the_sentence_ends_with_what_p_does_not_k
     assert not alone.beats and "finished with no seed of good" in alone.said
 
 
+def test_answers_for_other_clips_are_not_paired():
+    reference, good = {0: answers(1.0, 2)}, answers(3.0, 1)
+    fewer = Answers(*(part[:-1] for part in vars(good).values()))
+    assert (
+        "good was measured on other validation clips"
+        in judge({"good": {0: fewer}}, reference, "good", "accuracy", None).said
+    )
+    found = judge({"good": {0: good}, "odd": {0: fewer}}, reference, "good", "accuracy", None)
+    assert found.beats and "best of 1 that finished; 1 measured on other validation clips not counted" in found.said
+
+
 def test_answers_are_kept_as_they_are(tmp_path):
     kept = answers(1.0, 1)
     assert Answers.read(tmp_path) is None

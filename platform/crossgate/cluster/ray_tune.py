@@ -9,6 +9,7 @@ can leave a trial running for ever (Ray 2.60).
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
 import time
@@ -269,7 +270,7 @@ def _reporter(record: TrialRecord, metric: str) -> Heard:
 
     def heard(step: int, metrics: Mapping[str, float]) -> None:
         value = metrics.get(metric)
-        if value is not None and value == value:
+        if value is not None and math.isfinite(value):
             note_report(record.directory, step, value)
             tune.report({"step": step, "value": value})
 
@@ -346,6 +347,8 @@ def _value(run_dir: Path, metric: str, step: int) -> float:
     for line in lines:
         if line.get(metric) is not None:
             return float(line[metric])
+        if metric in line:  # null stands for what is not finite
+            raise UserError(f"{metric} is not a finite number at step {step}")
     valid = sorted(name for line in lines for name in line if name.startswith("val/"))
     raise UserError(f"trials do not measure '{metric}'", where="search.metric", expected=f"one of {', '.join(valid)}")
 

@@ -99,13 +99,14 @@ class Halving(ASHAScheduler):
         decision = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP:
             record = record_of(trial)
-            write_record(
-                record,
-                status="pruned",
-                value=result[VALUE],
-                step=result[STEP],
-                seconds=round(float(result.get("time_total_s", 0.0)), 1),
-            )
+            if read_record(record).status != "finished":  # ranks may come to their end before the driver is stopped
+                write_record(
+                    record,
+                    status="pruned",
+                    value=result[VALUE],
+                    step=result[STEP],
+                    seconds=round(float(result.get("time_total_s", 0.0)), 1),
+                )
         return decision
 
     def _replay(self, trial: Any, record: TrialRecord) -> None:

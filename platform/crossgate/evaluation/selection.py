@@ -123,10 +123,15 @@ def judge(
         return _nothing("the best is uniform averaging itself")
     if metric not in TITLES:
         return _nothing(f"'{metric}' cannot be tested clip by clip")
-    shared = {name: sorted(own.keys() & reference.keys()) for name, own in candidates.items()}
+    first = next(iter(reference.values()))
+    reference = {seed: one for seed, one in reference.items() if _same_clips(one, first)}
+    alike = {name: {s: one for s, one in own.items() if _same_clips(one, first)} for name, own in candidates.items()}
+    others = sum(bool(candidates[name]) and not own for name, own in alike.items())
+    if candidates[winner] and not alike[winner]:
+        return _nothing(f"{winner} was measured on other validation clips")
+    shared = {name: sorted(own.keys() & reference.keys()) for name, own in alike.items()}
     if not shared[winner]:
         return _nothing(f"uniform averaging finished with no seed of {winner}")
-    first = next(iter(reference.values()))
     bootstrap = Bootstrap(first.group, resamples, seed)
     scores = {number: _spread(bootstrap, one, first, metric, positive) for number, one in reference.items()}
     values, luck = {}, np.full(resamples, -np.inf)
@@ -155,13 +160,18 @@ def judge(
         f"averaging, {count} seed{'s' if count > 1 else ''}, {bootstrap.groups} validation groups, p = {p:.3f} as the "
         f"best of {len(values)} that finished"
     )
-    evidence = "; ".join([evidence, *caveats])
+    apart = [f"{others} measured on other validation clips not counted"] if others else []
+    evidence = "; ".join([evidence, *apart, *caveats])
     said = f"{winner} beats averaging: {evidence}" if beats else f"{_NONE}: {winner} has {evidence}"
     return Verdict(beats, values[winner], float(low), float(high), p, said)
 
 
 def _nothing(why: str) -> Verdict:
     return Verdict(False, math.nan, math.nan, math.nan, math.nan, f"{_NONE}: {why}")
+
+
+def _same_clips(one: Answers, other: Answers) -> bool:
+    return np.array_equal(np.sort(one.keys), np.sort(other.keys))
 
 
 def _spread(
