@@ -14,6 +14,10 @@ import torch.distributed as dist
 from crossgate import environment
 from crossgate.errors import UserError
 
+CONTROL_S = 6 * 3600.0
+"""Patience of the other ranks with what rank 0 does alone, such as fetching a checkpoint; a rank that dies is noticed at
+once all the same, and one that hangs in training by the watchdog."""
+
 T = TypeVar("T")
 _control: dist.ProcessGroup | None = None
 
@@ -124,7 +128,7 @@ def current_world(timeout_s: float = 1800.0) -> World:
         dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
         atexit.register(leave_world)
     if ranks > 1 and _control is None:
-        _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=CONTROL_S))
     return World(rank, local_rank, ranks, device)
 
 
