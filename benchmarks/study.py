@@ -161,7 +161,12 @@ class Study:
             encoders = {"": ""}
             for name in {pretraining for pretraining, _ in ways.values() if pretraining}:
                 folder = f"pretrain-{name}-{seed}"
-                chosen = [*small, f"run.seed={seed}", *PRETRAININGS[name].split()]
+                chosen = [
+                    *small,
+                    f"data.index={self.of_demo('shards')}",
+                    f"run.seed={seed}",
+                    *PRETRAININGS[name].split(),
+                ]
                 encoders[name] = str(self.run("pretrain", recipes / "pretrain.yaml", folder, *chosen))
             for number, (way, (pretraining, settings)) in enumerate(ways.items()):
                 chosen = [*small, f"data.index={index}", f"run.seed={seed}", f'finetune.init="{encoders[pretraining]}"']

@@ -15,8 +15,8 @@ from crossgate import environment
 from crossgate.errors import UserError
 
 CONTROL_S = 6 * 3600.0
-"""Patience of the other ranks with what rank 0 does alone, such as fetching a checkpoint; a rank that dies is noticed at
-once all the same, and one that hangs in training by the watchdog."""
+"""Patience of the other ranks with what rank 0 does alone, such as fetching a checkpoint; a rank that dies is noticed
+at once all the same, and one that hangs in training by the watchdog."""
 
 T = TypeVar("T")
 _control: dist.ProcessGroup | None = None
