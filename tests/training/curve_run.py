@@ -113,6 +113,12 @@ def run_case(case: dict[str, Any]) -> None:
     fit(curve_task(recipe), MemoryLoader(everything, recipe, world, exchange), recipe, run_dir, world)
 
 
+def on_ray(recipe: Recipe, case: dict[str, Any]) -> dict[str, Any]:
+    """Entry of a rank on Ray Train."""
+    run_case(case)
+    return {"ranks": current_world().ranks}
+
+
 def main() -> None:
     for case in json.loads(Path(sys.argv[1]).read_text()):
         run_case(case)

@@ -3,7 +3,10 @@ computes it."""
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,12 +14,14 @@ import curve_run
 import pytest
 import torch
 from curve_run import BATCH, CLASSES, STEPS, curve_recipe, curve_task, global_batch, run_case
+from free_ports import free_port
 from test_numbers import spawn
 from tiny_run import losses
 from torch import nn
 
 from crossgate.batch import ClipBatch
-from crossgate.config import DataConfig
+from crossgate.cluster.ray_train import launch
+from crossgate.config import ClusterConfig, DataConfig
 from crossgate.stream.index import Index
 from crossgate.stream.loader import sequential
 
@@ -110,6 +115,26 @@ def test_several_ranks(tmp_path: Path, clips: Path, plain: list[float], ranks: i
         assert process.returncode == 0, process.stdout[-3000:]
     for case in cases:
         assert losses(tmp_path, case["name"]) == pytest.approx(plain, **CLOSE), case["engine"]
+
+
+def test_torchrun(tmp_path: Path, clips: Path, plain: list[float]) -> None:
+    case = {"output": str(tmp_path), "name": "run", "engine": {"zero_stage": 2}, "clips": str(clips)}
+    (tmp_path / "cases.json").write_text(json.dumps([case]))
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = [sys.executable, *start, curve_run.__file__, str(tmp_path / "cases.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path, "run") == pytest.approx(plain, **CLOSE)
+
+
+@pytest.mark.ray
+def test_ray_train(tmp_path: Path, clips: Path, plain: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for Ray's workers
+    recipe = curve_recipe(tmp_path, "run", {"zero_stage": 2})
+    recipe.cluster = ClusterConfig(workers=2, launcher="ray")
+    case = {"output": str(tmp_path), "name": "run", "engine": {"zero_stage": 2}, "clips": str(clips)}
+    assert launch(recipe, "curve_run:on_ray", {"case": case}) == {"ranks": 2}
+    assert losses(tmp_path, "run") == pytest.approx(plain, **CLOSE)
 
 
 def test_encoders_that_learn_of_one_another(tmp_path: Path, clips: Path, plain_exchange: list[float]) -> None:
