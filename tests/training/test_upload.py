@@ -16,7 +16,7 @@ from tiny_run import Crash, losses, run_fit, tiny_recipe
 
 from crossgate.errors import Unreachable, UserError
 from crossgate.stream.failures import explain
-from crossgate.stream.storage import Store
+from crossgate.stream.storage import PROBE, Store
 from crossgate.training import upload
 from crossgate.training.checkpoint import newest_whole, prune
 from crossgate.training.requests import REQUESTS
@@ -192,6 +192,8 @@ class Away(Store):
 def test_a_store_that_fails_on_the_way_is_no_damage(tmp_path, monkeypatch, lost):
     settings, best = validated(tmp_path)
     folder = tmp_path / "runs" / "run" / "checkpoints"
+    while stored_checkpoints(store(tmp_path)) != ["step-00000006", "step-00000008"]:
+        time.sleep(0.01)  # the crashed run's thread has not got so far
     if lost == "newest":
         shutil.rmtree(folder / "step-00000008")
         assert "step-00000008" in stored_checkpoints(store(tmp_path))
@@ -230,7 +232,7 @@ def test_a_finished_run_that_is_told_to_end_waits_for_its_upload_no_longer_than_
 
     class Slow(Store):
         def put(self, name, content):
-            if name != upload.PROBE:
+            if name != PROBE:
                 gate.wait(60)
 
     monkeypatch.setattr("crossgate.training.loop.checkpoint_store", lambda url, run: Slow(str(tmp_path / "store")))

@@ -342,11 +342,19 @@ class Store:
     def writable(self) -> bool:
         """Says whether files can be added, by adding and removing one."""
         try:
-            self.put(PROBE, b"")
-            self.delete(PROBE)
+            self.probe()
         except (UserError, OSError):
             return False
         return True
+
+    def probe(self) -> None:
+        """Adds and removes an empty file.
+
+        Raises:
+            UserError: saying why that cannot be.
+        """
+        self.put(PROBE, b"")
+        self.delete(PROBE)
 
     # ---- failures ----------------------------------------------------------------------------------------------
 

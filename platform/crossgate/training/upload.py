@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
 from crossgate.errors import Unreachable, UserError, writing
-from crossgate.stream.storage import PROBE, Store, open_store
+from crossgate.stream.storage import Store, open_store
 
 MANIFEST = "manifest.json"
 _APART = "--"  # for the slash of a file's path: stores are listed folder by folder
@@ -45,8 +45,7 @@ def refuse_unwritable(store: Store) -> None:
         UserError: when it refuses to take a file.
     """
     try:
-        store.put(PROBE, b"")
-        store.delete(PROBE)
+        store.probe()
     except Unreachable:
         return
     except UserError as error:
