@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).parent / "runs"))  # tiny_road, which tests of several rooms use
 sys.path.append(str(Path(__file__).parent))  # free_ports
 
+_SCREEN = pytest.StashKey[int]()
 _CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_SCREEN] = os.dup(2)  # what stderr is before pytest captures it
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads them
@@ -26,6 +32,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         together = "ray" if item.get_closest_marker("ray") else ".".join(item.path.parts[-2:])
         item.add_marker(pytest.mark.xdist_group(together))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that its timeout's signal cannot free (a wait in C) ends the process, with every thread's stack shown."""
+    mark = item.get_closest_marker("timeout")
+    limit = mark.args[0] if mark else float(item.config.getini("timeout"))
+    faulthandler.dump_traceback_later(limit + 60, exit=True, file=item.config.stash[_SCREEN])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,13 @@
 """Pretraining on generated clips held in memory, as one of some ranks: what `test_curves` compares.
 
-``python curve_run.py CASES.json`` fits the cases one after the other, as the rank that the environment names.
+``python curve_run.py CASES.json`` fits the cases one after the other, as the rank that the environment names;
+``python curve_run.py CASES.json --ray`` each of them by two ranks of a Ray of its own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 import torch
 
 from crossgate.batch import ClipBatch
-from crossgate.config import Recipe
+from crossgate.cluster.ray_train import launch
+from crossgate.config import ClusterConfig, Recipe
 from crossgate.recipe import parse_recipe
 from crossgate.tasks import Task, build_task
 from crossgate.training.loop import fit
@@ -113,6 +116,14 @@ def run_case(case: dict[str, Any]) -> None:
     fit(curve_task(recipe), MemoryLoader(everything, recipe, world, exchange), recipe, run_dir, world)
 
 
+def run_case_on_ray(case: dict[str, Any]) -> None:
+    """Fits one case by two ranks that Ray Train starts."""
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for Ray's workers
+    recipe = curve_recipe(Path(case["output"]), case["name"], case["engine"])
+    recipe.cluster = ClusterConfig(workers=2, launcher="ray")
+    assert launch(recipe, "curve_run:on_ray", {"case": case}) == {"ranks": 2}
+
+
 def on_ray(recipe: Recipe, case: dict[str, Any]) -> dict[str, Any]:
     """Entry of a rank on Ray Train."""
     run_case(case)
@@ -120,8 +131,9 @@ def on_ray(recipe: Recipe, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    run = run_case_on_ray if "--ray" in sys.argv else run_case
     for case in json.loads(Path(sys.argv[1]).read_text()):
-        run_case(case)
+        run(case)
     leave_world()
 
 
