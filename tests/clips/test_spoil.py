@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crossgate.clips.spectrogram import FLOOR
-from crossgate.clips.spoil import SWEEPS, spoil
+from crossgate.clips.spoil import SWEEPS, kinds, overdriven, spoil
 
 KINDS = [(name, kind) for name, kinds in SWEEPS.items() for kind in kinds]
 
@@ -55,3 +55,18 @@ def test_each_kind_does_what_its_table_says() -> None:
     assert dark.mean() < 0.1 * stream("rgb").mean()
     shaken = spoil(stream("flow"), "flow", "shake", 1.0, rng) - stream("flow")
     assert np.ptp(shaken, axis=(2, 3)).max() < 1e-5, "a rattle moves the whole picture alike"
+
+
+def test_sound_that_is_too_loud_is_cut_off_at_its_peak() -> None:
+    wave = np.sin(np.linspace(0, 40 * np.pi, 4000)).astype(np.float32) * 0.3
+    assert np.array_equal(overdriven(wave, 0.0), wave)
+    half, whole = overdriven(wave, 0.5), overdriven(wave, 1.0)
+    peak = np.abs(wave).max()
+    for spoiled in (half, whole):
+        assert spoiled.dtype == wave.dtype and np.abs(spoiled).max() == peak
+    assert np.mean(np.abs(half) == peak) < np.mean(np.abs(whole) == peak) and np.mean(np.abs(whole) == peak) > 0.99
+    faint = np.abs(wave) < peak / 20
+    assert np.allclose(half[faint], 10 * wave[faint]), "20 dB louder where nothing is cut off"
+    assert not overdriven(np.zeros(10, np.float32), 1.0).any()
+    assert overdriven(np.zeros(0, np.float32), 1.0).shape == (0,)
+    assert kinds("audio") == (*SWEEPS["audio"], "clipped") and kinds("rgb") == tuple(SWEEPS["rgb"])

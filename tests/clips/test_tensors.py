@@ -181,6 +181,14 @@ def test_short_sound_is_followed_by_the_floor(raw, tone_of):
     assert heard[:, :95].max(dim=0).values.min() > 2
 
 
+def test_what_is_done_to_the_sound_is_done_before_its_spectrogram(raw):
+    clip = ClipConfig(frames=2, size=32, mels=32)
+    deaf = clip_tensors(raw, clip, heard=np.zeros_like)
+    plain = clip_tensors(raw, clip)
+    assert (deaf["audio"] == np.float32(FLOOR)).all() and (plain["audio"] > np.float32(FLOOR)).any()
+    assert all(torch.equal(deaf[name], plain[name]) for name in plain if name != "audio")
+
+
 def test_masks_cover_what_they_say(raw):
     augment = AugmentConfig(mask_audio=0.5, jitter=0.0)
     tensors = [clip_tensors(raw, CLIP, augment, seed)["audio"][0, 0] for seed in range(30)]

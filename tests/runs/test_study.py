@@ -38,7 +38,8 @@ def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path) -> 
     assert (folder / "report.html").exists() and (folder / "figures" / "noise.png").exists()
     text = (folder / "study.md").read_text()
     for name in (*GATES, "uniform mean", "rgb alone", "oracle", "shuffled gate", "frozen random gate", "mask only",
-                 "truth of degradation", "| rgb + flow + audio + depth |", "| depth | holes | 1.00 |"):  # fmt: skip
+                 "truth of degradation", "| rgb + flow + audio + depth |", "| depth | holes | 1.00 |",
+                 "| audio | clipped | 1.00 |"):  # fmt: skip
         assert name in text, name
     stored, _ = read_results(folder / "results.json")
     assert stored["test/study/uniform_mean/accuracy"] == metrics["test/study/uniform_mean/accuracy"]

@@ -9,11 +9,12 @@ rgb       noise    Gaussian noise of 60 s levels, new in every frame
 flow      shake    the motion of a rattling camera over everything: 0.8 s short sides a second
 audio     noise    white noise at 0.2 s^2 of full scale
 audio     mute     a stretch of s of the time is silent
+audio     clipped  turned up by 40 s dB and cut off at its former peak
 depth     holes    0.25 + 0.65 s of the pixels without a measurement, in blotches
 ========  =======  ================================================================================
 
-The measures are those of the generated clips (`synth.degrade`), applied to tensors instead of videos. Sound that is
-clipped by its microphone is not here: it cannot be told from a spectrogram.
+The measures are those of the generated clips (`synth.degrade`), applied to tensors instead of videos. Only what is cut
+off needs the sound itself, before its spectrogram: `overdriven`, for `clip_tensors`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ def _holes(stream: Array, severity: float, rng: np.random.Generator) -> Array:
     return np.where(field < np.quantile(field, 0.25 + 0.65 * severity), 0, stream).astype(stream.dtype)
 
 
+def overdriven(samples: Array, severity: float) -> Array:
+    """Returns ``(samples,)`` as a microphone gives them that is `severity` too loud; themselves at severity 0."""
+    peak = np.abs(samples).max(initial=0)
+    return np.clip(samples * 10 ** (2 * severity), -peak, peak).astype(samples.dtype)
+
+
 def _levels(values: Array) -> Array:
     return np.clip(values, 0, 255).astype(np.uint8)
 
@@ -82,6 +89,13 @@ SWEEPS: dict[str, dict[str, Callable[[Array, float, np.random.Generator], Array]
     "depth": {"holes": _holes},
 }
 """Modality -> kind -> what it does to one clip's ``(T, C, H, W)``."""
+CLIPPED = "clipped"
+"""The one kind, of audio, that is not in `SWEEPS`: see `overdriven`."""
+
+
+def kinds(modality: str) -> tuple[str, ...]:
+    """Returns all ways to spoil a modality."""
+    return (*SWEEPS.get(modality, {}), *([CLIPPED] if modality == "audio" else []))
 
 
 def spoil(stream: Array, modality: str, kind: str, severity: float, rng: np.random.Generator) -> Array:

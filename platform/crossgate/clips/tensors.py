@@ -41,7 +41,12 @@ class _Clip(Protocol):
 
 
 def clip_tensors(
-    source: RawClip | Mapping[str, bytes], clip: ClipConfig, augment: AugmentConfig | None = None, seed: int = 0
+    source: RawClip | Mapping[str, bytes],
+    clip: ClipConfig,
+    augment: AugmentConfig | None = None,
+    seed: int = 0,
+    *,
+    heard: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
 ) -> dict[str, Tensor]:
     """Returns tensors ``(T, C, H, W)`` of exactly `ClipConfig.shape`, of the modalities that the clip has.
 
@@ -57,6 +62,7 @@ def clip_tensors(
         clip: what is wanted.
         augment: None for evaluation.
         seed: decides the augmentation; see `augment.draw_view`.
+        heard: changes the sound's samples before the spectrogram is taken (None: they stay).
 
     Raises:
         UserError: a member is damaged, missing, or larger than allowed.
@@ -71,7 +77,7 @@ def clip_tensors(
             continue
         if name == "audio":
             begin = view.start * max(0.0, found.frames - window) / found.fps
-            spectrogram = _spectrogram(found, clip, view, begin)
+            spectrogram = _spectrogram(found, clip, view, begin, heard)
             if spectrogram is not None:
                 tensors[name] = torch.from_numpy(spectrogram)[None, None]
         else:
@@ -132,7 +138,13 @@ def _cut(pictures: Iterable[NDArray[Any]], out: NDArray[Any], view: View, interp
 # ---- sound -----------------------------------------------------------------------------------------------------
 
 
-def _spectrogram(found: _Clip, clip: ClipConfig, view: View, begin: float) -> NDArray[np.float32] | None:
+def _spectrogram(
+    found: _Clip,
+    clip: ClipConfig,
+    view: View,
+    begin: float,
+    heard: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None,
+) -> NDArray[np.float32] | None:
     """Returns ``(mels, steps)`` around the middle of the window; None where there is no sound."""
     window = min(clip.seconds, found.frames / found.fps)
     span = clip.audio_steps * HOP / SAMPLE_RATE
@@ -140,6 +152,8 @@ def _spectrogram(found: _Clip, clip: ClipConfig, view: View, begin: float) -> ND
     samples = found.sound(begin, begin + span)
     if samples is None:
         return None
+    if heard is not None:
+        samples = heard(samples)
     if view.loudness != 1.0:
         samples = samples * np.float32(view.loudness)
     spectrogram = log_mel(samples, clip.mels, clip.audio_steps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossgate.batch import ClipBatch
-from crossgate.clips.spoil import SWEEPS, spoil
+from crossgate.clips.spoil import CLIPPED, SWEEPS, kinds, overdriven, spoil
+from crossgate.clips.tensors import clip_tensors
 from crossgate.config import FusionConfig, Recipe
 from crossgate.errors import UserError, writing
 from crossgate.evaluation import gates as measures
@@ -31,6 +33,7 @@ from crossgate.model.network import MultimodalNetwork
 from crossgate.model.store import load_encoders, model_directory, read_card
 from crossgate.runs.context import PARTS, Part, RunContext, check_labels, open_run
 from crossgate.runs.features import BATCH, keep_features
+from crossgate.stream.collate import Decode
 from crossgate.stream.loader import sequential
 from crossgate.tasks.gates import (
     Clips,
@@ -264,7 +267,7 @@ class Study:
         levels = self.recipe.study.noise
         spoiled = self._spoiled() if levels else {}
         for m, name in enumerate(self.names) if levels else ():
-            for kind in SWEEPS.get(name, {}):
+            for kind in kinds(name):
                 sweep = Sweep(name, kind, (0.0, *levels), {one: [] for one in shown}, weighted, [])
                 for severity in sweep.severities:
                     clips = self.test if severity == 0 else self._with(name, spoiled[name, kind, severity])
@@ -286,19 +289,34 @@ class Study:
             return replace(self.test, features=self.network.encode(streams, self.raw.present))
 
     def _spoiled(self) -> dict[tuple[str, str, float], Tensor]:
-        """Raw features of the test clips under every (modality, kind, severity); each clip is decoded once."""
+        """Raw features of the test clips under every (modality, kind, severity).
+
+        Each clip is decoded once, and once more for each severity at which its sound is cut off.
+        """
         levels, device = self.recipe.study.noise, self.run.world.device
         wanted = [(name, kind, level) for name in self.names for kind in SWEEPS.get(name, {}) for level in levels]
         found: dict[tuple[str, str, float], list[Tensor]] = {one: [] for one in wanted}
         network = self.network.to(device)
-        for batch in sequential(self.run.index, self.run.splits("test"), self.recipe.data, batch_size=BATCH):
-            batch = batch.select(torch.nonzero(batch.labels[self.task] >= 0).squeeze(1))
-            for name, kind, level in wanted:
-                stream = self._noisy(batch, name, kind, level).to(device)
-                with torch.no_grad():
-                    found[name, kind, level].append(network.encoders[name](stream).float().cpu())
+
+        def see(which: tuple[str, str, float], stream: Tensor) -> None:
+            with torch.no_grad():
+                found.setdefault(which, []).append(network.encoders[which[0]](stream.to(device)).float().cpu())
+
+        for batch in self._test_batches():
+            for which in wanted:
+                see(which, self._noisy(batch, *which))
+        for level in levels if "audio" in self.names else ():  # what is cut off needs the sound itself
+            for batch in self._test_batches(partial(clip_tensors, heard=partial(overdriven, severity=level))):
+                see(("audio", CLIPPED, level), batch.streams["audio"])
         self.network = network.cpu()
         return {one: torch.cat(features) for one, features in found.items()}
+
+    def _test_batches(self, decode: Decode | None = None) -> Iterator[ClipBatch]:
+        """The labelled test clips, in the order of their features."""
+        for batch in sequential(
+            self.run.index, self.run.splits("test"), self.recipe.data, batch_size=BATCH, decode=decode
+        ):
+            yield batch.select(torch.nonzero(batch.labels[self.task] >= 0).squeeze(1))
 
     def _noisy(self, batch: ClipBatch, name: str, kind: str, level: float) -> Tensor:
         stream, here = batch.streams[name].clone(), batch.present[:, self.names.index(name)]
