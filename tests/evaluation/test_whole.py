@@ -108,6 +108,7 @@ def test_action_classifier(splits):
     assert set(done.figures) == {
         "action_confusion",
         "action_comparison",
+        "action_calibration",
         "action_gate_by_class",
         "action_gate_by_severity",
     }

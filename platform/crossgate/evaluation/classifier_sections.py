@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from crossgate.config import EvaluationConfig
 from crossgate.evaluation import comparison, figures, gates
@@ -16,6 +18,7 @@ from crossgate.evaluation.predictions import Predictions
 from crossgate.evaluation.report import Section
 from crossgate.evaluation.results import metric_name
 from crossgate.evaluation.scored import Scored
+from crossgate.evaluation.style import ACCENT, INK
 from crossgate.evaluation.tables import Table, bounds, number, percent, verdict
 
 NAMES = {
@@ -42,6 +45,7 @@ _WORTH = [
     "upper bound that is right wherever any single head is (oracle).",
 ]
 
+Array = NDArray[Any]
 Drawn = tuple[str, Figure, str]  # file stem, figure, how to read it
 
 
@@ -158,7 +162,18 @@ def add_comparison(done: Evaluation, scored: Scored, val: Predictions, fitted: P
             "Dots are test scores, lines their 95 % intervals, the grey band the interval of the uniform mean; "
             "the paired differences in the table are sharper than overlapping intervals suggest.",
         ),
+        (
+            f"{question.task}_calibration",
+            figures.reliability(_before_and_after(entries), scored.labels),
+            "A model whose confidence can be trusted keeps to the dashed line; below it, it is surer than it is right.",
+        ),
     )
+
+
+def _before_and_after(entries: Sequence[comparison.Entry]) -> dict[str, tuple[str, Array]]:
+    """Returns the uniform mean of the single modalities and the fused model."""
+    hues = {comparison.REFERENCE: INK, "this model": ACCENT}
+    return {one.name: (hues[one.name], one.probabilities) for one in entries if one.name in hues}
 
 
 def add_gate(done: Evaluation, scored: Scored) -> None:

@@ -116,6 +116,31 @@ def roc(
 
 
 @styled
+def reliability(answers: Mapping[str, tuple[str, Array]], labels: Array, bins: int = 10) -> Figure:
+    """Accuracy over confidence, in bins of equal width (Guo et al. 2017, figure 1); a dot's area is its share of clips.
+
+    Args:
+        answers: name -> colour and ``(N, K)`` probabilities.
+        labels: ``(N,)``.
+    """
+    figure, (axes,) = new(3.6, width=5.2)
+    axes.plot([0, 1], [0, 1], color=REFERENCE, linestyle=(0, (4, 3)), linewidth=1.2)
+    for name, (hue, probabilities) in answers.items():
+        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        place = np.minimum((confidence * bins).astype(int), bins - 1)
+        filled = np.unique(place)
+        across = [confidence[place == one].mean() for one in filled]
+        up = [right[place == one].mean() for one in filled]
+        axes.plot(across, up, color=hue, linewidth=1.2, alpha=0.5)
+        axes.scatter(across, up, [4 + 160 * (place == one).mean() for one in filled], color=hue)
+        axes.plot([], [], "o", color=hue, label=name)
+    axes.set(xlabel="mean confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(-0.02, 1.03))
+    _both_percent(axes)
+    axes.legend(loc="upper left")
+    return figure
+
+
+@styled
 def gate_by_class(by_class: Array, classes: Sequence[str], modalities: Sequence[str]) -> Figure:
     """Mean gate weight per class, bars ``(K, M)``; classes and modalities without clips have no bar."""
     shown = np.flatnonzero(np.isfinite(by_class).any(axis=1))[:40]
