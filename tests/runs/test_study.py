@@ -11,16 +11,17 @@ from tiny_road import tiny_tree, write_recipe
 from crossgate.cluster.ray_train import launch
 from crossgate.errors import UserError
 from crossgate.evaluation import read_results
+from crossgate.model.classifier import Classifier
 from crossgate.model.contrastive import ContrastiveModel
 from crossgate.model.network import MultimodalNetwork
-from crossgate.model.store import ModelCard, save_model
+from crossgate.model.store import ModelCard, load_model, save_model
 from crossgate.runs.context import run_directory
 from crossgate.runs.study import few
 
 GATES = ["mean", "softmax_probabilities"]
 
 
-def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path) -> None:
+def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept_at = str(tmp_path / "kept")
     tree = tiny_tree(
         road, tmp_path, "study",
@@ -32,7 +33,8 @@ def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path) -> 
     network = MultimodalNetwork(recipe.model, recipe.data.clip)
     card = ModelCard(kind="contrastive", model=recipe.model, clip=recipe.data.clip)
     save_model(tmp_path / "start", ContrastiveModel(network), card)
-    metrics = launch(recipe)
+    with caplog.at_level("INFO"):
+        metrics = launch(recipe)
 
     folder = run_directory(recipe)
     assert (folder / "report.html").exists() and (folder / "figures" / "noise.png").exists()
@@ -44,6 +46,13 @@ def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path) -> 
     stored, _ = read_results(folder / "results.json")
     assert stored["test/study/uniform_mean/accuracy"] == metrics["test/study/uniform_mean/accuracy"]
     assert stored["test/study/over_uniform"] in [stored[f"test/study/{gate}/over_uniform"] for gate in GATES]
+    model, kept_card = load_model(folder)
+    assert isinstance(model, Classifier)
+    chosen = kept_card.model.fusion.name
+    assert chosen in GATES and f"crossgate finetune finetune.init={folder} model.fusion.name={chosen}" in caplog.text
+    assert kept_card.classes == model.classes and kept_card.task == "action" and model.network.standardised
+    own = model.network.encoders.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in network.encoders.state_dict().items())
     kept = list((tmp_path / "kept").glob("*.safetensors"))
     assert len(kept) == 6, "three parts, of these encoders and of random ones"
 

@@ -103,7 +103,7 @@ def _train_stretch(context: RunContext, part: Stretch, heard: Heard | None, firs
     counts = context.index.class_counts(data.train) if recipe.finetune.balance else None
     task = build_task(recipe, context.index.vocabularies, counts)
     assert isinstance(task, FinetuneTask)
-    card = _card(context, task, recipe.model)
+    card = card_of(context, task.model.classes, recipe.model)
     metric = selection_metric(card.classes, recipe.finetune.positive)
     if first and context.world.leads:
         _say_if_few(context)
@@ -228,10 +228,10 @@ def measure(task: Task, context: RunContext) -> Evaluation | None:
     return done
 
 
-def _card(context: RunContext, task: FinetuneTask, model: ModelConfig) -> ModelCard:
+def card_of(context: RunContext, classes: tuple[str, ...], model: ModelConfig) -> ModelCard:
+    """Returns the card of a classifier that this run trains."""
     recipe = context.recipe
     provenance = {key: str(value) for key, value in context.provenance().items()}
-    classes = task.model.classes
     return ModelCard(
         kind="classifier",
         model=model,

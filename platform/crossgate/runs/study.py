@@ -23,16 +23,18 @@ from crossgate.clips.tensors import clip_tensors
 from crossgate.config import FusionConfig, Recipe
 from crossgate.errors import UserError, writing
 from crossgate.evaluation import gates as measures
-from crossgate.evaluation.classification import softmax
+from crossgate.evaluation.classification import choose_thresholds, softmax
 from crossgate.evaluation.comparison import REFERENCE, positive_class
 from crossgate.evaluation.intervals import Bootstrap
 from crossgate.evaluation.study import Answer, chosen, log_loss, right_of, subsets
 from crossgate.evaluation.study_report import Findings, LowLabels, Sweep, present_study, study_markdown
+from crossgate.model.classifier import Classifier
 from crossgate.model.fusion import FUSIONS
 from crossgate.model.network import MultimodalNetwork
-from crossgate.model.store import load_encoders, model_directory, read_card
+from crossgate.model.store import load_encoders, model_directory, read_card, save_model
 from crossgate.runs.context import PARTS, Part, RunContext, check_labels, open_run
 from crossgate.runs.features import BATCH, keep_features
+from crossgate.runs.finetune import card_of
 from crossgate.stream.collate import Decode
 from crossgate.stream.loader import sequential
 from crossgate.tasks.gates import (
@@ -46,6 +48,7 @@ from crossgate.tasks.gates import (
     train_gate,
     train_heads,
 )
+from crossgate.tasks.staged import staged
 from crossgate.training.checkpoint import store_recipe
 
 Array = NDArray[Any]
@@ -55,7 +58,7 @@ log = logging.getLogger("crossgate.runs")
 def run(recipe: Recipe) -> dict[str, float]:
     """Trains heads and gates on kept features and compares them; returns the metrics.
 
-    Writes report.html, results.json, figures and ``study.md`` into the run's directory.
+    Writes report.html, results.json, figures, ``study.md`` and the chosen gate's model into the run's directory.
 
     Raises:
         UserError: for an index, a recipe or a model that cannot do it.
@@ -66,12 +69,28 @@ def run(recipe: Recipe) -> dict[str, float]:
     with open_run(recipe, required=PARTS) as context:
         check_labels(context.index, recipe, "train", "val", "test")
         store_recipe(context.directory, recipe)
-        found = Study(context).findings()
+        study = Study(context)
+        found = study.findings()
         done = present_study(found)
+        _save(study, found, context)
         with writing("the study", context.directory):
             (context.directory / "study.md").write_text(study_markdown(found))
         context.publish(done, f"Study: {context.directory.name}", step=0)
         return done.metrics
+
+
+def _save(study: Study, found: Findings, context: RunContext) -> None:
+    """Saves the chosen gate with its heads and encoders: a classifier trained in stages."""
+    model, threshold = study.staged(found.chosen)
+    card = card_of(context, study.classes, model.network.config).model_copy(update={"threshold": threshold})
+    folder = context.directory / "model"
+    save_model(folder, model, card)
+    context.tracker.log_artifact(folder, "model")
+    log.info(
+        "%s, its heads and its encoders are a model in %s; to train all of it further: crossgate finetune "
+        "finetune.init=%s model.fusion.name=%s",
+        found.chosen, folder, context.directory, found.chosen,
+    )  # fmt: skip
 
 
 def _adopted(recipe: Recipe) -> Recipe:
@@ -100,7 +119,7 @@ class Study:
         if self.task not in run.index.vocabularies:
             known = ", ".join(run.index.vocabularies)
             raise UserError(f"the index has no labels '{self.task}'", where="finetune.task", expected=known)
-        self.classes = run.index.vocabularies[self.task]
+        self.classes = tuple(run.index.vocabularies[self.task])
         self.setting = Setting(recipe.study, recipe.optim, recipe.model.fusion, len(self.classes))
         self.seeds = range(recipe.run.seed, recipe.run.seed + recipe.study.seeds)
         self.gates = self._gates()
@@ -144,6 +163,18 @@ class Study:
             seeds=len(self.seeds),
             encoders=self.recipe.finetune.init,
         )
+
+    def staged(self, name: str) -> tuple[Classifier, float]:
+        """Returns a gate of `findings` as a model, of the seed that validation likes best, and its threshold."""
+        labels = self.val.labels.numpy()
+        said = [self._of(name, number, self.val) for number in range(len(self.seeds))]
+        number = int(np.argmin([log_loss(one, labels).mean() for one in said]))
+        model = staged(self.network, self.heads[number], self.trained[name][number], self.classes)
+        positive = positive_class(self.classes, self.recipe.finetune.positive)
+        if positive is None:
+            return model, 0.5
+        scores, truth = said[number][:, positive], labels == positive
+        return model, choose_thresholds(scores, truth, self.recipe.evaluation.fixed_fpr).decision
 
     # ---- streams ----------------------------------------------------------------------------------------------
 
