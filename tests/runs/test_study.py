@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_road import tiny_tree, write_recipe
+from typer.testing import CliRunner
 
+from crossgate.cli import app
 from crossgate.cluster.ray_train import launch
 from crossgate.errors import UserError
 from crossgate.evaluation import read_results
@@ -17,6 +20,7 @@ from crossgate.model.network import MultimodalNetwork
 from crossgate.model.store import ModelCard, load_model, save_model
 from crossgate.runs.context import run_directory
 from crossgate.runs.study import few
+from crossgate.runs.summary import describe
 
 GATES = ["mean", "softmax_probabilities"]
 
@@ -33,8 +37,7 @@ def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path, cap
     network = MultimodalNetwork(recipe.model, recipe.data.clip)
     card = ModelCard(kind="contrastive", model=recipe.model, clip=recipe.data.clip)
     save_model(tmp_path / "start", ContrastiveModel(network), card)
-    with caplog.at_level("INFO"):
-        metrics = launch(recipe)
+    metrics = launch(recipe)
 
     folder = run_directory(recipe)
     assert (folder / "report.html").exists() and (folder / "figures" / "noise.png").exists()
@@ -49,10 +52,15 @@ def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path, cap
     model, kept_card = load_model(folder)
     assert isinstance(model, Classifier)
     chosen = kept_card.model.fusion.name
-    assert chosen in GATES and f"crossgate finetune finetune.init={folder} model.fusion.name={chosen}" in caplog.text
+    assert chosen in GATES
     assert kept_card.classes == model.classes and kept_card.task == "action" and model.network.standardised
     own = model.network.encoders.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in network.encoders.state_dict().items())
+    told = describe(recipe, metrics)
+    assert f"({chosen})" in told and "(uniform_mean)" in told
+    command = told.partition("next: crossgate ")[2].replace("run.name=", f"run.output={tmp_path} run.name=")
+    further = CliRunner().invoke(app, [*shlex.split(command), "training.steps=1"])
+    assert further.exit_code == 0, further.output
     kept = list((tmp_path / "kept").glob("*.safetensors"))
     assert len(kept) == 6, "three parts, of these encoders and of random ones"
 

@@ -86,11 +86,6 @@ def _save(study: Study, found: Findings, context: RunContext) -> None:
     folder = context.directory / "model"
     save_model(folder, model, card)
     context.tracker.log_artifact(folder, "model")
-    log.info(
-        "%s, its heads and its encoders are a model in %s; to train all of it further: crossgate finetune "
-        "finetune.init=%s model.fusion.name=%s",
-        found.chosen, folder, context.directory, found.chosen,
-    )  # fmt: skip
 
 
 def _adopted(recipe: Recipe) -> Recipe:

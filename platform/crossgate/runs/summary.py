@@ -9,6 +9,7 @@ from pathlib import Path
 from crossgate import environment
 from crossgate.config import Recipe
 from crossgate.evaluation.results import chance_of
+from crossgate.model.store import model_directory, read_card
 from crossgate.runs.context import run_directory
 
 _CLASSIFIER = {
@@ -37,9 +38,8 @@ def describe(recipe: Recipe, metrics: Mapping[str, float]) -> str:
         return ""
     directory = run_directory(recipe)
     lines = [f"run      {directory}", f"report   {directory / 'report.html'}"]
-    lines += [
-        f"{_number(metrics, name):<27}{title}{_beside(metrics, name)}" for name, title in _headlines(metrics).items()
-    ]
+    headlines = _of_study(directory, metrics) if recipe.kind == "study" else _headlines(metrics)
+    lines += [f"{_number(metrics, name):<27}{title}{_beside(metrics, name)}" for name, title in headlines.items()]
     return "\n".join([*lines, *(f"next: {step}" for step in _next(recipe, metrics))])
 
 
@@ -67,6 +67,25 @@ def _headlines(metrics: Mapping[str, float]) -> dict[str, str]:
     chosen = {**_CLASSIFIER, **_PRETRAINED, **probes}
     found = {name: title for name, title in chosen.items() if name in metrics}
     return found or {name: title for name, title in _VALIDATION.items() if name in metrics}
+
+
+def _of_study(directory: Path, metrics: Mapping[str, float]) -> dict[str, str]:
+    """Uniform averaging beside the gate that validation chose."""
+    titles = {
+        "uniform_mean": "uniform mean of single modalities",
+        _gate_of(directory): "the gate that validation chose",
+    }
+    measures = {"accuracy": "accuracy on test", "average_precision": "average precision on test"}
+    return {
+        f"test/study/{model}/{measure}": f"{how}, {title} ({model})"
+        for model, title in titles.items()
+        for measure, how in measures.items()
+        if f"test/study/{model}/{measure}" in metrics
+    }
+
+
+def _gate_of(directory: Path) -> str:
+    return read_card(model_directory(directory)).model.fusion.name
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:
@@ -97,5 +116,9 @@ def _next(recipe: Recipe, metrics: Mapping[str, float]) -> list[str]:
     if recipe.kind == "pretrain":
         task = (*_probed(metrics), recipe.finetune.task)[0]
         settings = f"kind=finetune run.name={task}-{directory.name} finetune.task={task} finetune.init={directory}"
+        return [f"crossgate finetune --config {directory / 'recipe.yaml'} {settings}"]
+    if recipe.kind == "study":  # streams and gate were trained apart; now everything may be
+        settings = f"kind=finetune run.name={recipe.finetune.task}-{directory.name} finetune.init={directory}"
+        settings += f" model.fusion.name={_gate_of(directory)} finetune.freeze=false finetune.features='\"\"'"
         return [f"crossgate finetune --config {directory / 'recipe.yaml'} {settings}"]
     return []
