@@ -45,7 +45,7 @@ def recipe_of(demo: Path, output: Path, samples: int) -> dict[str, Any]:
     tree["run"] = {"name": "gates", "output": str(output)}
     tree["data"]["index"] = str(demo / "shards")
     tree["finetune"] |= {
-        "init": str(demo / tree["finetune"]["init"].split("/", 1)[1]),
+        "init": str(demo / "runs" / Path(tree["finetune"]["init"]).name),
         "features": str(output / "kept"),
     }
     tree["tracking"] = {"experiment": "crossgate"}
@@ -85,6 +85,7 @@ def run(demo: Path, output: Path, samples: int) -> dict[str, float]:
         job = submit.start("search", recipe)
         while len(ended(folder)) < samples // 2:
             if job.poll() is not None:
+                assert not known_trials(folder), f"the search ended before it was killed:\n{submit.said(job)}"
                 job = submit.start("search", recipe)  # the head was not ready to start jobs
             time.sleep(0.2)
         killed = head.kill("jobs/search.py", "_single_trial", "ImplicitFunc")
