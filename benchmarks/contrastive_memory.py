@@ -12,7 +12,8 @@ run:
 
 Time is the best of the repeats: on a CPU, the CPU time of one thread, which other work on the machine disturbs least.
 Memory is the peak above what inputs and their gradients hold: of the allocator on a GPU; on a CPU, of the resident
-memory of a fresh process. The last line is JSON with the ratios at 16,384 clips: memory of full over tiles, time of
+memory of a fresh process. A loss whose matrices would not fit into what memory is free is left out, and its row says so.
+The last line is JSON with the ratios at 16,384 clips: memory of full over tiles, time of
 tiles over full.
 """
 
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -63,6 +65,16 @@ def open_clip() -> Loss | None:
         return None
     loss = ClipLoss(local_loss=True, gather_with_grad=True)
     return lambda embeddings, scale: loss(embeddings[:, 0], embeddings[:, 1], scale)
+
+
+MATRICES = {"full": 9, "full, shared": 5, "open_clip": 5}
+"""Squares of the global batch, in fp32, that are held at once, rounded up."""
+
+
+def fits(name: str, clips: int, device: str) -> bool:
+    """Whether a loss may be measured on this machine without driving it out of memory."""
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    return 4 * clips**2 * MATRICES.get(name, 0) < 0.9 * free
 
 
 def competitors(tile: int) -> dict[str, Loss]:
@@ -159,7 +171,8 @@ def main() -> None:
     ]
     summary: dict[str, float] = {}
     for clips in options.batch or [4096, JUDGED]:
-        losses = competitors(options.tile)
+        every = competitors(options.tile)
+        losses = {name: loss for name, loss in every.items() if fits(name, clips, device)}
         seconds = times(losses, clips, options.dim, device, options.repeats)
         peaks = {name: memory_apart(name, options.tile, clips, options.dim, device) for name in losses}
         for name in losses:
@@ -167,6 +180,7 @@ def main() -> None:
             lines.append(
                 f"| {clips:,} | {name} | {peaks[name] / MIB:,.0f} | {peak:.1f} | {seconds[name]:.2f} | {second:.2f} |"
             )
+        lines += [f"| {clips:,} | {name} | does not fit | | | |" for name in every if name not in losses]
         if clips == JUDGED:
             summary = {
                 "peak_ratio_16k": round(peaks["full"] / peaks["tiles"], 2),
