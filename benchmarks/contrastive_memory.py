@@ -8,13 +8,13 @@ run:
 - tiles: `infonce` with `--tile`;
 - full: `infonce` without tiles, two matrices, one a direction;
 - full, shared: symmetric cross entropy on one matrix and its transpose, as CLIP's pseudocode: no masks;
-- open_clip: the loss of open_clip with `local_loss` and gathered gradients, where it is installed.
+- open_clip: the loss of open_clip with `local_loss` and gathered gradients, where it is installed (`pip install --no-deps
+  open_clip_torch ftfy`).
 
 Time is the best of the repeats: on a CPU, the CPU time of one thread, which other work on the machine disturbs least.
 Memory is the peak above what inputs and their gradients hold: of the allocator on a GPU; on a CPU, of the resident
-memory of a fresh process. A loss whose matrices would not fit into what memory is free is left out, and its row says so.
-The last line is JSON with the ratios at 16,384 clips: memory of full over tiles, time of
-tiles over full.
+memory of a fresh process. A loss whose matrices would not fit into the memory that is free is left out, and its row
+says so. The last line is JSON with the ratios at 16,384 clips: memory of full over tiles, time of tiles over full.
 """
 
 from __future__ import annotations
