@@ -8,8 +8,8 @@ run:
 - tiles: `infonce` with `--tile`;
 - full: `infonce` without tiles, two matrices, one a direction;
 - full, shared: symmetric cross entropy on one matrix and its transpose, as CLIP's pseudocode: no masks;
-- open_clip: the loss of open_clip with `local_loss` and gathered gradients, where it is installed (`pip install --no-deps
-  open_clip_torch ftfy`).
+- open_clip: the loss of open_clip with `local_loss` and gathered gradients, where it is installed
+  (`pip install --no-deps open_clip_torch ftfy`).
 
 Time is the best of the repeats: on a CPU, the CPU time of one thread, which other work on the machine disturbs least.
 Memory is the peak above what inputs and their gradients hold: of the allocator on a GPU; on a CPU, of the resident
