@@ -84,7 +84,7 @@ def test_trials_of_several_ranks_take_turns_where_only_one_has_room(tmp_path, ra
     recipe.training.steps, recipe.training.eval_every = 12, 2
     recipe.cluster.workers = 2
     assert ray_cluster.cluster_resources()["CPU"] < 2 * recipe.cluster.workers
-    result = search(recipe, "tiny_run:run_heard_trial")
+    result = search(recipe, "tiny_run:run_slow_trial")
     assert len(result.trials) == 2 and result.best() == {"optim.lr": 0.03}
     assert {trial.status for trial in result.trials} <= {"finished", "pruned"}, result.table()
     lines = read_metrics(Path(result.trials[0].directory))

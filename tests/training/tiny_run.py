@@ -252,6 +252,11 @@ def run_heard_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
         raise
 
 
+def run_slow_trial(recipe: Recipe, heard, parent: str) -> dict[str, Any]:
+    """A trial that takes seconds, so that who looks once a second sees it under way."""
+    return {"step": run_fit(recipe, on_step=lambda step: time.sleep(0.3)).best_step}
+
+
 def run_member(recipe: Recipe, heard=None, parent: str = "", until: int = 0) -> dict[str, Any]:
     """A trial of a population, or its replay: settings change on the way, and it may pause; 0.5 fails."""
     for stretch in stretches(recipe, until):
