@@ -60,8 +60,11 @@ def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def corpus(proxy: Proxy) -> str:
-    write_corpus("s3://clips/corpus", COUNTS)
+def corpus(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> str:
+    with monkeypatch.context() as unhurried:  # a busy machine may take its time to write it
+        unhurried.setattr(storage, "PATIENCE", 60.0)
+        write_corpus("s3://clips/corpus", COUNTS)
+    s3fs.S3FileSystem.clear_instance_cache()
     return "s3://clips/corpus"
 
 
