@@ -7,7 +7,6 @@ import errno
 import http.server
 import os
 import pickle
-import re
 import socket
 import threading
 import time
@@ -134,12 +133,11 @@ def test_a_store_that_stays_away_is_told_once_while_it_is_tried_again(
     monkeypatch.setattr(storage, "TELL", 60.0)
     assert store._retried("x", lambda: fail(0.3)) == b"there"
     assert not told(), "what passes soon is nobody's business"
-    monkeypatch.setattr(storage, "TELL", 0.1)
+    monkeypatch.setattr(storage, "TELL", 0.0)  # at the first failure: what comes later hangs on the machine
     begun = time.monotonic()
     assert [store._retried("x", partial(fail, until)) for until in (1.0, 2.0)] == [b"there"] * 2
     (line,) = told()
-    told_of = re.escape(f"{store.url}: has failed for ") + r"[012] s \(ConnectionResetError\), trying again for up"
-    assert re.match(told_of, line), line
+    assert line.startswith(f"{store.url}: has failed for 0 s (ConnectionResetError), trying again for up")
     assert "s3cret" not in caplog.text
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -116,23 +117,25 @@ def test_several_ranks(tmp_path: Path, clips: Path, plain: list[float], ranks: i
         assert losses(tmp_path, case["name"]) == pytest.approx(plain, **CLOSE), case["engine"]
 
 
-STARTED_BY = {
-    "torchrun": (["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "PORT"], []),
-    "Ray Train": ([], ["--ray"]),
-}
+def test_torchrun(tmp_path: Path, clips: Path, plain: list[float]) -> None:
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    assert two_ranks(tmp_path, clips, before=start) == pytest.approx(plain, **CLOSE)
 
 
-@pytest.mark.parametrize("name", STARTED_BY)
-def test_started_by(tmp_path: Path, clips: Path, plain: list[float], name: str) -> None:
-    """In a process of their own: Ray forks, and a fork of a process that has trained here may never come to life."""
+@pytest.mark.ray
+def test_ray_train(tmp_path: Path, clips: Path, plain: list[float]) -> None:
+    """In a process of its own: Ray forks, and a fork of a process that has trained here may never come to life."""
+    assert two_ranks(tmp_path, clips, after=["--ray"]) == pytest.approx(plain, **CLOSE)
+
+
+def two_ranks(tmp_path: Path, clips: Path, before: Sequence[str] = (), after: Sequence[str] = ()) -> list[float]:
+    """The losses of two ranks at ZeRO 2, started by what stands before and after the script and its file of cases."""
     case = {"output": str(tmp_path), "name": "run", "engine": {"zero_stage": 2}, "clips": str(clips)}
     (tmp_path / "cases.json").write_text(json.dumps([case]))
-    before, after = STARTED_BY[name]
-    start = [str(free_port()) if word == "PORT" else word for word in before]
-    command = [sys.executable, *start, curve_run.__file__, str(tmp_path / "cases.json"), *after]
+    command = [sys.executable, *before, curve_run.__file__, str(tmp_path / "cases.json"), *after]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(tmp_path, "run") == pytest.approx(plain, **CLOSE)
+    return losses(tmp_path, "run")
 
 
 def test_encoders_that_learn_of_one_another(tmp_path: Path, clips: Path, plain_exchange: list[float]) -> None:
