@@ -25,7 +25,7 @@ from crossgate.runs.summary import describe
 GATES = ["mean", "softmax_probabilities"]
 
 
-def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path) -> None:
     kept_at = str(tmp_path / "kept")
     tree = tiny_tree(
         road, tmp_path, "study",

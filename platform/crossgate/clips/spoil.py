@@ -13,8 +13,8 @@ audio     clipped  turned up by 40 s dB and cut off at its former peak
 depth     holes    0.25 + 0.65 s of the pixels without a measurement, in blotches
 ========  =======  ================================================================================
 
-The measures are those of the generated clips (`synth.degrade`), applied to tensors instead of videos. Only what is cut
-off needs the sound itself, before its spectrogram: `overdriven`, for `clip_tensors`.
+The measures are those of the generated clips (`synth.degrade`), applied to tensors instead of videos. What `SOUNDS`
+holds changes the sound itself, before its spectrogram (`clip_tensors`).
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ SWEEPS: dict[str, dict[str, Callable[[Array, float, np.random.Generator], Array]
     "depth": {"holes": _holes},
 }
 """Modality -> kind -> what it does to one clip's ``(T, C, H, W)``."""
-CLIPPED = "clipped"
-"""The one kind, of audio, that is not in `SWEEPS`: see `overdriven`."""
+SOUNDS: dict[str, dict[str, Callable[..., Array]]] = {"audio": {"clipped": overdriven}}
+"""Modality -> kind -> what it does, at a `severity`, to one clip's ``(samples,)`` before its spectrogram is taken."""
 
 
 def kinds(modality: str) -> tuple[str, ...]:
     """Returns all ways to spoil a modality."""
-    return (*SWEEPS.get(modality, {}), *([CLIPPED] if modality == "audio" else []))
+    return (*SWEEPS.get(modality, {}), *SOUNDS.get(modality, {}))
 
 
 def spoil(stream: Array, modality: str, kind: str, severity: float, rng: np.random.Generator) -> Array:

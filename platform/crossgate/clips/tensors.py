@@ -22,6 +22,8 @@ from crossgate.clips.spectrogram import FLOOR, HOP, log_mel
 from crossgate.config import AugmentConfig, ClipConfig
 from crossgate.errors import UserError
 
+Listening = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""``(samples,)`` of a clip's sound -> as many others, before its spectrogram is taken."""
 STORED_FPS = 12.0
 """Highest frame rate of a plain video's frames, as `pack` stores them."""
 _MAX_FRAMES = 100_000
@@ -46,7 +48,7 @@ def clip_tensors(
     augment: AugmentConfig | None = None,
     seed: int = 0,
     *,
-    heard: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    heard: Listening | None = None,
 ) -> dict[str, Tensor]:
     """Returns tensors ``(T, C, H, W)`` of exactly `ClipConfig.shape`, of the modalities that the clip has.
 
@@ -139,11 +141,7 @@ def _cut(pictures: Iterable[NDArray[Any]], out: NDArray[Any], view: View, interp
 
 
 def _spectrogram(
-    found: _Clip,
-    clip: ClipConfig,
-    view: View,
-    begin: float,
-    heard: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None,
+    found: _Clip, clip: ClipConfig, view: View, begin: float, heard: Listening | None
 ) -> NDArray[np.float32] | None:
     """Returns ``(mels, steps)`` around the middle of the window; None where there is no sound."""
     window = min(clip.seconds, found.frames / found.fps)

@@ -18,7 +18,6 @@ from crossgate.evaluation.predictions import Predictions
 from crossgate.evaluation.report import Section
 from crossgate.evaluation.results import metric_name
 from crossgate.evaluation.scored import Scored
-from crossgate.evaluation.style import ACCENT, INK
 from crossgate.evaluation.tables import Table, bounds, number, percent, verdict
 
 NAMES = {
@@ -45,6 +44,7 @@ _WORTH = [
     "upper bound that is right wherever any single head is (oracle).",
 ]
 
+_FUSED = "this model"
 Array = NDArray[Any]
 Drawn = tuple[str, Figure, str]  # file stem, figure, how to read it
 
@@ -136,7 +136,7 @@ def add_comparison(done: Evaluation, scored: Scored, val: Predictions, fitted: P
     entries = comparison.baselines(val, test, question.task, len(question.classes))
     if not entries:
         return
-    entries.append(comparison.Entry("this model", "gate", scored.probabilities))
+    entries.append(comparison.Entry(_FUSED, "gate", scored.probabilities))
     entries += comparison.controls(test, question.task, len(question.classes), fitted, seed)
     tables, drawn = [], None
     for metric in ("accuracy",) if question.index is None else ("average_precision", "accuracy"):
@@ -172,8 +172,8 @@ def add_comparison(done: Evaluation, scored: Scored, val: Predictions, fitted: P
 
 def _before_and_after(entries: Sequence[comparison.Entry]) -> dict[str, tuple[str, Array]]:
     """Returns the uniform mean of the single modalities and the fused model."""
-    hues = {comparison.REFERENCE: INK, "this model": ACCENT}
-    return {one.name: (hues[one.name], one.probabilities) for one in entries if one.name in hues}
+    shown = (one for one in entries if one.name in (comparison.REFERENCE, _FUSED))
+    return {one.name: (comparison.hue(one.name, one.kind), one.probabilities) for one in shown}
 
 
 def add_gate(done: Evaluation, scored: Scored) -> None:

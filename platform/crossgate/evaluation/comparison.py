@@ -225,9 +225,12 @@ def table(rows: Sequence[ComparisonRow], metric: str = "accuracy", caption: str 
 
 
 def forest_points(rows: Sequence[ComparisonRow]) -> list[Point]:
-    """The comparison as points of a forest plot: modalities in their colours, gates blue, controls grey."""
-    hues = {"average": INK, "gate": ACCENT, "control": MUTED}
-    return [
-        Point(row.name, row.score, colour(row.name.split()[0]) if row.kind == "modality" else hues[row.kind])
-        for row in rows
-    ]
+    """The comparison as points of a forest plot."""
+    return [Point(row.name, row.score, hue(row.name, row.kind)) for row in rows]
+
+
+def hue(name: str, kind: Kind) -> str:
+    """Returns a competitor's colour: modalities have their own, averages are black, gates blue, controls grey."""
+    if kind == "modality":
+        return colour(name.split()[0])
+    return {"average": INK, "gate": ACCENT, "control": MUTED}[kind]

@@ -128,11 +128,11 @@ def reliability(answers: Mapping[str, tuple[str, Array]], labels: Array, bins: i
     for name, (hue, probabilities) in answers.items():
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
         place = np.minimum((confidence * bins).astype(int), bins - 1)
-        filled = np.unique(place)
-        across = [confidence[place == one].mean() for one in filled]
-        up = [right[place == one].mean() for one in filled]
+        clips = np.bincount(place, minlength=bins)
+        filled = clips > 0
+        across, up = (np.bincount(place, one, bins)[filled] / clips[filled] for one in (confidence, right))
         axes.plot(across, up, color=hue, linewidth=1.2, alpha=0.5)
-        axes.scatter(across, up, [4 + 160 * (place == one).mean() for one in filled], color=hue)
+        axes.scatter(across, up, 4 + 160 * clips[filled] / clips.sum(), color=hue)
         axes.plot([], [], "o", color=hue, label=name)
     axes.set(xlabel="mean confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(-0.02, 1.03))
     _both_percent(axes)

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from crossgate.evaluation import classification, gates
-from crossgate.evaluation.comparison import REFERENCE, TITLES, statistic
+from crossgate.evaluation.comparison import REFERENCE, TITLES, hue, statistic
 from crossgate.evaluation.evaluation import Evaluation
 from crossgate.evaluation.figures import Point, compared, forest, gate_by_severity
 from crossgate.evaluation.intervals import Bootstrap, Interval, mean
 from crossgate.evaluation.report import Section
 from crossgate.evaluation.results import metric_name
 from crossgate.evaluation.study import Answer, StudyRow, Subset, lucky_oracle, over_seeds, rows, shapley
-from crossgate.evaluation.style import ACCENT, INK, MUTED, colour, new, styled
+from crossgate.evaluation.style import ACCENT, INK, colour, new, styled
 from crossgate.evaluation.tables import Table, bounds, number, p_value, percent, points
 
 Array = NDArray[Any]
@@ -389,11 +389,7 @@ def _label_table(found: Findings) -> Table:
 
 
 def _points(lines: Sequence[StudyRow]) -> list[Point]:
-    hues = {"average": INK, "gate": ACCENT, "control": MUTED}
-    return [
-        Point(line.name, line.score, colour(line.name.split()[0]) if line.kind == "modality" else hues[line.kind])
-        for line in lines
-    ]
+    return [Point(line.name, line.score, hue(line.name, line.kind)) for line in lines]
 
 
 @styled

@@ -7,6 +7,7 @@ splits and the clip's shape). On them heads and gates train in seconds, from mem
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossgate.batch import ClipBatch
-from crossgate.clips.spoil import CLIPPED, SWEEPS, kinds, overdriven, spoil
+from crossgate.clips.spoil import SOUNDS, SWEEPS, kinds, spoil
 from crossgate.clips.tensors import clip_tensors
 from crossgate.config import FusionConfig, Recipe
 from crossgate.errors import UserError, writing
@@ -81,7 +82,7 @@ def run(recipe: Recipe) -> dict[str, float]:
 
 def _save(study: Study, found: Findings, context: RunContext) -> None:
     """Saves the chosen gate with its heads and encoders: a classifier trained in stages."""
-    model, threshold = study.staged(found.chosen)
+    model, threshold = study.model_of(next(one for one in found.answers if one.name == found.chosen))
     card = card_of(context, study.classes, model.network.config).model_copy(update={"threshold": threshold})
     folder = context.directory / "model"
     save_model(folder, model, card)
@@ -159,16 +160,14 @@ class Study:
             encoders=self.recipe.finetune.init,
         )
 
-    def staged(self, name: str) -> tuple[Classifier, float]:
+    def model_of(self, gate: Answer) -> tuple[Classifier, float]:
         """Returns a gate of `findings` as a model, of the seed that validation likes best, and its threshold."""
-        labels = self.val.labels.numpy()
-        said = [self._of(name, number, self.val) for number in range(len(self.seeds))]
-        number = int(np.argmin([log_loss(one, labels).mean() for one in said]))
-        model = staged(self.network, self.heads[number], self.trained[name][number], self.classes)
+        number = int(np.argmin(gate.val_loss))
+        model = staged(self.network, self.heads[number], self.trained[gate.name][number], self.classes)
         positive = positive_class(self.classes, self.recipe.finetune.positive)
         if positive is None:
             return model, 0.5
-        scores, truth = said[number][:, positive], labels == positive
+        scores, truth = self._of(gate.name, number, self.val)[:, positive], self.val.labels.numpy() == positive
         return model, choose_thresholds(scores, truth, self.recipe.evaluation.fixed_fpr).decision
 
     # ---- streams ----------------------------------------------------------------------------------------------
@@ -317,23 +316,25 @@ class Study:
     def _spoiled(self) -> dict[tuple[str, str, float], Tensor]:
         """Raw features of the test clips under every (modality, kind, severity).
 
-        Each clip is decoded once, and once more for each severity at which its sound is cut off.
+        Each clip is decoded once, and once more for each severity of a kind that changes the sound itself.
         """
         levels, device = self.recipe.study.noise, self.run.world.device
-        wanted = [(name, kind, level) for name in self.names for kind in SWEEPS.get(name, {}) for level in levels]
-        found: dict[tuple[str, str, float], list[Tensor]] = {one: [] for one in wanted}
+        found: defaultdict[tuple[str, str, float], list[Tensor]] = defaultdict(list)
         network = self.network.to(device)
 
-        def see(which: tuple[str, str, float], stream: Tensor) -> None:
+        def see(name: str, kind: str, level: float, stream: Tensor) -> None:
             with torch.no_grad():
-                found.setdefault(which, []).append(network.encoders[which[0]](stream.to(device)).float().cpu())
+                found[name, kind, level].append(network.encoders[name](stream.to(device)).float().cpu())
 
+        tensors = [(name, kind, level) for name in self.names for kind in SWEEPS.get(name, {}) for level in levels]
         for batch in self._test_batches():
-            for which in wanted:
-                see(which, self._noisy(batch, *which))
-        for level in levels if "audio" in self.names else ():  # what is cut off needs the sound itself
-            for batch in self._test_batches(partial(clip_tensors, heard=partial(overdriven, severity=level))):
-                see(("audio", CLIPPED, level), batch.streams["audio"])
+            for name, kind, level in tensors:
+                see(name, kind, level, self._noisy(batch, name, kind, level))
+        sounds = [(name, kind, level) for name in self.names for kind in SOUNDS.get(name, {}) for level in levels]
+        for name, kind, level in sounds:
+            heard = partial(SOUNDS[name][kind], severity=level)
+            for batch in self._test_batches(partial(clip_tensors, heard=heard)):
+                see(name, kind, level, batch.streams[name])
         self.network = network.cpu()
         return {one: torch.cat(features) for one, features in found.items()}
 

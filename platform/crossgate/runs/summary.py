@@ -23,6 +23,7 @@ _PRETRAINED = {
     "test/retrieval/mean/r_at_1": "retrieval between modalities, R@1",
     "test/retrieval/mean/r_at_10": "retrieval between modalities, R@10",
 }
+_NO_FEATURES = "finetune.features='\"\"'"  # YAML's empty text, through the shell
 _PROBE, _PROBED = "test/linear_probe/", "/all/accuracy"
 
 
@@ -38,9 +39,10 @@ def describe(recipe: Recipe, metrics: Mapping[str, float]) -> str:
         return ""
     directory = run_directory(recipe)
     lines = [f"run      {directory}", f"report   {directory / 'report.html'}"]
-    headlines = _of_study(directory, metrics) if recipe.kind == "study" else _headlines(metrics)
+    study = recipe.kind == "study"
+    headlines, steps = _of_study(recipe, metrics) if study else (_headlines(metrics), _next(recipe, metrics))
     lines += [f"{_number(metrics, name):<27}{title}{_beside(metrics, name)}" for name, title in headlines.items()]
-    return "\n".join([*lines, *(f"next: {step}" for step in _next(recipe, metrics))])
+    return "\n".join([*lines, *(f"next: {step}" for step in steps)])
 
 
 def describe_search(recipe: Recipe, best: Path) -> str:
@@ -56,7 +58,7 @@ def describe_search(recipe: Recipe, best: Path) -> str:
     if recipe.finetune.freeze:  # its encoders have not learnt the task yet
         settings += " finetune.freeze=false"
     if recipe.finetune.features:
-        settings += " finetune.features='\"\"'"  # YAML's empty text, through the shell
+        settings += f" {_NO_FEATURES}"
     step = f"next: crossgate finetune --config {best / 'recipe.yaml'} {settings}"
     return "\n".join([f"run      {directory}", f"best     {best}", step])
 
@@ -69,23 +71,21 @@ def _headlines(metrics: Mapping[str, float]) -> dict[str, str]:
     return found or {name: title for name, title in _VALIDATION.items() if name in metrics}
 
 
-def _of_study(directory: Path, metrics: Mapping[str, float]) -> dict[str, str]:
-    """Uniform averaging beside the gate that validation chose."""
-    titles = {
-        "uniform_mean": "uniform mean of single modalities",
-        _gate_of(directory): "the gate that validation chose",
-    }
+def _of_study(recipe: Recipe, metrics: Mapping[str, float]) -> tuple[dict[str, str], list[str]]:
+    """Uniform averaging beside the gate that validation chose; how to train all of that gate's model."""
+    directory = run_directory(recipe)
+    gate = read_card(model_directory(directory)).model.fusion.name
+    titles = {"uniform_mean": "uniform mean of single modalities", gate: "the gate that validation chose"}
     measures = {"accuracy": "accuracy on test", "average_precision": "average precision on test"}
-    return {
+    headlines = {
         f"test/study/{model}/{measure}": f"{how}, {title} ({model})"
         for model, title in titles.items()
         for measure, how in measures.items()
         if f"test/study/{model}/{measure}" in metrics
     }
-
-
-def _gate_of(directory: Path) -> str:
-    return read_card(model_directory(directory)).model.fusion.name
+    settings = f"kind=finetune run.name={recipe.finetune.task}-{directory.name} finetune.init={directory}"
+    settings += f" model.fusion.name={gate} finetune.freeze=false {_NO_FEATURES}"
+    return headlines, [f"crossgate finetune --config {directory / 'recipe.yaml'} {settings}"]
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:
@@ -116,9 +116,5 @@ def _next(recipe: Recipe, metrics: Mapping[str, float]) -> list[str]:
     if recipe.kind == "pretrain":
         task = (*_probed(metrics), recipe.finetune.task)[0]
         settings = f"kind=finetune run.name={task}-{directory.name} finetune.task={task} finetune.init={directory}"
-        return [f"crossgate finetune --config {directory / 'recipe.yaml'} {settings}"]
-    if recipe.kind == "study":  # streams and gate were trained apart; now everything may be
-        settings = f"kind=finetune run.name={recipe.finetune.task}-{directory.name} finetune.init={directory}"
-        settings += f" model.fusion.name={_gate_of(directory)} finetune.freeze=false finetune.features='\"\"'"
         return [f"crossgate finetune --config {directory / 'recipe.yaml'} {settings}"]
     return []
