@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +91,27 @@ def test_trials_of_several_ranks_take_turns_where_only_one_has_room(tmp_path, ra
     assert {trial.status for trial in result.trials} <= {"finished", "pruned"}, result.table()
     lines = read_metrics(Path(result.trials[0].directory))
     assert max(line["step"] for line in lines) == 12 and reports_of(result.trials[0].directory)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_pruned_trial_of_several_ranks_gives_its_room_back(tmp_path):
+    """On a Ray of its own, which has room for one trial and no state API to clean up by."""
+    keys = {"space": {"optim.lr": [0.03, 1e-6, 0.02]}, "scheduler": "asha", "grace": 2, "reduction": 2.0}
+    recipe = search_recipe(tmp_path, **keys, concurrent=1)
+    recipe.training.steps, recipe.training.eval_every = 12, 2
+    recipe.cluster.workers, recipe.cluster.address = 2, "local"
+    given = tmp_path / "search.json"
+    given.write_text(recipe.model_dump_json())
+    script = Path(__file__).with_name("search_process.py")
+    words = [sys.executable, str(script), str(given), "tiny_run:run_slow_trial"]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    last = {one.overrides["optim.lr"]: one for one in trials.known_trials(tmp_path / "study")}
+    assert [last[rate].status for rate in (0.03, 1e-6)] == ["finished", "pruned"], ended.stdout
+    assert last[0.02].status in ("finished", "pruned") and last[0.02].step > 0, ended.stdout
+    assert not (Path(last[1e-6].directory) / "model").exists()
+    assert max(line["step"] for line in read_metrics(Path(last[1e-6].directory))) < 12
 
 
 def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +25,12 @@ from crossgate.training.durable import write_atomically
 from crossgate.training.requests import Preempted
 
 
-def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def launch(
+    recipe: Recipe,
+    entry: str = "",
+    arguments: Mapping[str, Any] | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
     """Runs a recipe and returns what its entry returned on rank 0.
 
     Args:
@@ -31,17 +38,21 @@ def launch(recipe: Recipe, entry: str = "", arguments: Mapping[str, Any] | None 
         entry: ``module:function`` of ``function(recipe) -> dict``, called on every rank (empty: the recipe's kind in
             `crossgate.runs`). A name and not a function, so that Ray's workers import it themselves.
         arguments: further keyword arguments of the entry.
+        stop: when it is set, workers on Ray save and stop as after SIGTERM.
 
     Raises:
         UserError: from the run, wherever it was raised, or when Ray cannot be had.
-        Preempted: after SIGTERM or Ctrl-C, when everything is saved.
+        Preempted: after SIGTERM, Ctrl-C or `stop`, when everything is saved.
     """
     recipe = with_absolute_paths(recipe)
     entry = entry or f"crossgate.runs.{recipe.kind}:run"
     if _here(recipe):
         _check_gpu(recipe)
         return resolve(entry)(recipe, **(arguments or {}))
-    return _launch_on_ray(recipe, entry, arguments or {})
+    with _Mail.fresh(recipe) as mail:
+        if stop is not None:
+            threading.Thread(target=_pass_on, args=(stop, mail), name="pass-on-stop", daemon=True).start()
+        return _fit_on_ray(recipe, entry, arguments or {}, mail)
 
 
 def _here(recipe: Recipe) -> bool:
@@ -73,9 +84,9 @@ def resolve(entry: str) -> Callable[..., dict[str, Any]]:
 # ---- Ray Train -------------------------------------------------------------------------------------------------
 
 
-def _launch_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    with _Mail.fresh(recipe) as mail:
-        return _fit_on_ray(recipe, entry, arguments, mail)
+def _pass_on(stop: threading.Event, mail: _Mail) -> None:
+    stop.wait()
+    mail.ask_to_stop(signal.SIGTERM)
 
 
 def _fit_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any], mail: _Mail) -> dict[str, Any]:

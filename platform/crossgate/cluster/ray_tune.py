@@ -44,6 +44,7 @@ from crossgate.runs.ownership import only_start
 from crossgate.tracking import conclude, open_tracker, pinned
 from crossgate.training.checkpoint import refuse_other_run, store_recipe
 from crossgate.training.metrics import read_metrics
+from crossgate.training.requests import Preempted
 
 log = logging.getLogger("crossgate.search")
 
@@ -205,7 +206,8 @@ class _Stage:
             planned = draw()
             return self._job(*planned) if planned is not None else None
 
-        scheduler = Halving(config.grace or recipe.training.eval_every or 1, config.reduction) if halving else None
+        grace = config.grace or recipe.training.eval_every or 1
+        scheduler = Halving(grace, config.reduction, kill=not self._nested) if halving else None
         if scheduler is not None:
             for record in records():
                 if record.status in ENDED:
@@ -278,7 +280,11 @@ def _reporter(record: TrialRecord, metric: str) -> Heard:
 
 
 def _nested_trial(config: dict[str, Any]) -> None:
-    """A trial on several ranks: Tune's process launches them and reads in their run directory how far they are."""
+    """A trial on several ranks: Tune's process launches them and reads in their run directory how far they are.
+
+    It ends them itself when it is pruned. Were it killed, their placement group would be left to a cleaner of Ray's,
+    which asks the state API: a Ray without a dashboard has none, and their room would never be free again.
+    """
     job = config["job"]
     record = TrialRecord(**job["record"])
     heard = _reporter(record, job["recipe"]["search"]["metric"])
@@ -287,10 +293,12 @@ def _nested_trial(config: dict[str, Any]) -> None:
         recipe.cluster.launcher = "ray"
         entry = f"{__name__}:{run_silent_trial.__name__}"
         outcome: list[Any] = []
+        stop = threading.Event()
 
         def ranks() -> None:
+            arguments = {"trial": job["trial"], "parent": job["parent"], **_pause(job)}
             try:
-                outcome.append(launch(recipe, entry, {"trial": job["trial"], "parent": job["parent"], **_pause(job)}))
+                outcome.append(launch(recipe, entry, arguments, stop))
             except BaseException as error:  # raised where the trial is recorded
                 outcome.append(error)
 
@@ -299,6 +307,9 @@ def _nested_trial(config: dict[str, Any]) -> None:
         told = -1
         while thread.is_alive():
             thread.join(_LOOK_S)
+            if read_record(record).status == "pruned":
+                stop.set()
+                continue
             lines = read_metrics(Path(record.directory))
             for line in lines:
                 # A validation with nothing after it may be the last, at which no trial is stopped.
@@ -318,7 +329,10 @@ def run_silent_trial(recipe: Recipe, trial: str, parent: str, **pause: int) -> d
 
 
 def _recorded(job: dict[str, Any], run: Callable[[Recipe], dict[str, Any]]) -> None:
-    """Runs a trial and writes down what became of it; a failure is a result as well, with its reason."""
+    """Runs a trial and writes down what became of it; a failure is a result as well, with its reason.
+
+    That it was pruned has been written down by whoever decided so.
+    """
     recipe, record = parse_recipe(job["recipe"]), TrialRecord(**job["record"])
     started = time.monotonic()
     outcome: dict[str, Any] = {"status": "paused" if _pause(job) else "finished"}
@@ -328,7 +342,11 @@ def _recorded(job: dict[str, Any], run: Callable[[Recipe], dict[str, Any]]) -> N
     except Exception as error:  # one bad setting must not end the search
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         outcome = {"status": "failed", "reason": reason.splitlines()[0]}
-    write_record(record, **outcome, seconds=round(record.seconds + time.monotonic() - started, 1))
+    except Preempted:
+        if read_record(record).status != "pruned":
+            raise
+    if read_record(record).status != "pruned":
+        write_record(record, **outcome, seconds=round(record.seconds + time.monotonic() - started, 1))
 
 
 def _through_outages(run: Callable[[Recipe], dict[str, Any]], recipe: Recipe) -> dict[str, Any]:

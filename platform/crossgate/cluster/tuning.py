@@ -69,9 +69,14 @@ class Halving(ASHAScheduler):
     """Asynchronous successive halving (Li et al. 2018) over optimiser steps, by validations on the way.
 
     A trial's last validation is no report, so that whoever arrives there has finished.
+
+    Args:
+        grace: steps before any trial is stopped.
+        reduction: of so many trials at a rung one goes on.
+        kill: whether Tune ends the process of a trial that is stopped; else that one reads its record, and ends itself.
     """
 
-    def __init__(self, grace: int, reduction: float) -> None:
+    def __init__(self, grace: int, reduction: float, kill: bool = True) -> None:
         super().__init__(
             time_attr=STEP,
             metric=VALUE,
@@ -81,6 +86,7 @@ class Halving(ASHAScheduler):
             reduction_factor=reduction,
             stop_last_trials=False,  # else a report above several rungs is compared with those of lower ones
         )
+        self._kill = kill
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
@@ -96,18 +102,21 @@ class Halving(ASHAScheduler):
         self._replay(trial, record_of(trial))  # a trial that goes on from its checkpoint
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        record = record_of(trial)
+        if read_record(record).status == "pruned":  # and has not ended itself yet
+            return TrialScheduler.CONTINUE
         decision = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP:
-            record = record_of(trial)
-            if read_record(record).status != "finished":  # ranks may come to their end before the driver is stopped
-                write_record(
-                    record,
-                    status="pruned",
-                    value=result[VALUE],
-                    step=result[STEP],
-                    seconds=round(float(result.get("time_total_s", 0.0)), 1),
-                )
-        return decision
+        if decision != TrialScheduler.STOP:
+            return decision
+        if read_record(record).status != "finished":  # ranks may come to their end before the driver is stopped
+            write_record(
+                record,
+                status="pruned",
+                value=result[VALUE],
+                step=result[STEP],
+                seconds=round(float(result.get("time_total_s", 0.0)), 1),
+            )
+        return TrialScheduler.STOP if self._kill else TrialScheduler.CONTINUE
 
     def _replay(self, trial: Any, record: TrialRecord) -> None:
         for step, value in reports_of(record.directory):
