@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import requests
 from free_ports import free_port
+from mlflow import MlflowClient
 
-from crossgate.config import TrackingConfig
-from crossgate.recipe import parse_recipe
-from crossgate.tracking import connect, open_tracker
+from crossgate.config import Recipe, TrackingConfig
+from crossgate.recipe import flat_recipe, parse_recipe
+from crossgate.tracking import conclude, connect, known_run, open_tracker
 
 
 @contextmanager
@@ -80,3 +81,40 @@ def test_metrics_survive_a_server_killed_in_mid_run(tmp_path: Path, caplog: pyte
         assert {f.path for f in client.list_artifacts(tracker.run_id)} == {"note.txt", "recipe.yaml"}
         assert len(client.search_runs([run.info.experiment_id])) == 1
     assert "is back" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_trial_that_starts_and_trains_while_the_server_is_away_is_nested_and_whole(tmp_path: Path) -> None:
+    port = free_port()
+    recipe = parse_recipe({"kind": "finetune", "tracking": {"uri": f"http://127.0.0.1:{port}"}})
+    with mlflow_server(tmp_path, port):
+        parent = open_tracker(recipe, tmp_path / "runs" / "search", 0, interval=0.2)
+    ended = open_tracker(recipe, tmp_path / "runs" / "ended", 0, parent=parent.run_id, interval=0.2)
+    lasting = open_tracker(recipe, tmp_path / "runs" / "lasting", 0, parent=parent.run_id, interval=0.2)
+    for trial in (ended, lasting):
+        trial.log_dataset("shards:train", "a" * 64, "s3://bucket/shards", "train", {"clips": 7})
+        for step in range(500):
+            trial.log_metrics({"loss": 1.0 / (step + 1)}, step)
+    ended.finish(timeout=0.5)
+    assert ended.run_id == lasting.run_id == ""
+
+    with mlflow_server(tmp_path, port):
+        for step in range(500, 600):
+            lasting.log_metrics({"loss": 1.0 / (step + 1)}, step)
+        lasting.finish(timeout=120)
+        conclude(tmp_path / "runs" / "ended", recipe.tracking, "FAILED")
+        parent.finish(timeout=120)
+        client = connect(recipe.tracking, tmp_path).client
+        _is_whole(client, known_run(tmp_path / "runs" / "ended"), recipe, parent.run_id, 500)
+        _is_whole(client, lasting.run_id, recipe, parent.run_id, 600)
+        assert len(client.search_runs([client.get_run(parent.run_id).info.experiment_id])) == 3
+
+
+def _is_whole(client: MlflowClient, run_id: str, recipe: Recipe, parent: str, steps: int) -> None:
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.params == flat_recipe(recipe)
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == list(range(steps))
+    assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["shards:train"]
+    assert {f.path for f in client.list_artifacts(run_id)} == {"recipe.yaml"}

@@ -8,6 +8,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from crossgate.config import Recipe, TrackingConfig
-from crossgate.errors import UserError
+from crossgate.errors import Passing, Unreachable, UserError
 from crossgate.recipe import flat_recipe, parse_recipe, redacted
 from crossgate.tracking import MlflowTracker, NullTracker, conclude, deliver, known_run, open_tracker, pinned
 from crossgate.tracking.delivery import Delivery
@@ -187,6 +190,7 @@ def test_other_ranks_and_disabled_tracking_touch_nothing(tmp_path: Path) -> None
 def test_a_wrong_server_is_one_clear_line(tmp_path: Path, uri: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
         open_tracker(recipe_for(tmp_path, uri=uri.replace("PORT", str(free_port()))), tmp_path / "run", 0)
+    assert not isinstance(caught.value, Passing), "a misspelt address is told at once, nothing tries it again"
     line = str(caught.value)
     assert says in line
     assert "tracking.uri" in line
@@ -234,19 +238,27 @@ def test_nested_runs_share_the_parents_default_store(tmp_path: Path, monkeypatch
     assert pinned(TrackingConfig(), tmp_path).uri == "", "what the environment says stays there"
 
 
+@contextmanager
+def no_server() -> Iterator[None]:
+    """Nobody answers, at whatever address."""
+
+    def dead(*_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crossgate.tracking.server.make_client", dead)
+        patch.setattr("crossgate.tracking.tracker.make_client", dead)
+        yield
+
+
 def test_a_restart_while_the_server_is_away_goes_on(
-    store: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe, run_dir = recipe_for(store), store / "away"
     with open_tracker(recipe, run_dir, 0) as tracker:
         tracker.log_metrics({"loss": 0.0}, 0)
 
-    def dead(*_: object) -> None:
-        raise ConnectionError("nobody there")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("crossgate.tracking.server.make_client", dead)
-        patch.setattr("crossgate.tracking.tracker.make_client", dead)
+    with no_server():
         again = open_tracker(recipe, run_dir, 0)
         again.log_metrics({"loss": 1.0}, 1)
         again.finish(timeout=0.5)
@@ -256,6 +268,63 @@ def test_a_restart_while_the_server_is_away_goes_on(
     assert deliver(run_dir, recipe.tracking) == 0
     assert again.run_id == tracker.run_id
     assert history(client, tracker.run_id, "loss") == [(0, 0.0), (1, 1.0)]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_nested_run_whose_server_is_away_at_its_first_start_is_made_later(
+    store: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture, ended: bool
+) -> None:
+    """Ended by itself or killed, it is sent by those who come after it."""
+    recipe, run_dir = recipe_for(store), store / f"nested-{ended}"
+    with open_tracker(recipe, store / "search", 0) as parent:
+        pass
+    with no_server():
+        child = open_tracker(recipe, run_dir, 0, parent=parent.run_id, interval=3600)
+        child.log_metrics({"loss": 1.0}, 1)
+        if ended:
+            child.finish(timeout=0.1)
+        again = open_tracker(recipe, run_dir, 0, parent=parent.run_id, interval=3600)
+        again.log_metrics({"loss": 2.0}, 2)
+        if ended:
+            again.finish(timeout=0.1)
+        with pytest.raises(Unreachable, match=r"tracking.uri .*: this database takes no data \(nobody there\)"):
+            conclude(run_dir, recipe.tracking, "KILLED")
+    assert caplog.text.count("the run goes on") == 2
+    assert child.run_id == known_run(run_dir) == ""
+
+    time.sleep(1.0)
+    conclude(run_dir, recipe.tracking, "KILLED")
+    run = client.get_run(known_run(run_dir))
+    assert run.info.status == ("FINISHED" if ended else "KILLED")
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert run.data.params == flat_recipe(recipe)
+    assert history(client, run.info.run_id, "loss") == [(1, 1.0), (2, 2.0)]
+    first = client.get_metric_history(run.info.run_id, "loss")[0]
+    assert run.info.start_time <= first.timestamp, "it began when it trained, not when it was told of"
+    key = f"tags.`crossgate.run_key` = '{json.loads((run_dir / 'tracking' / 'run.json').read_text())['key']}'"
+    assert len(client.search_runs([run.info.experiment_id], key)) == 1
+
+
+def test_what_keeps_others_from_ending_a_run_is_one_kind_of_error(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, run_dir = recipe_for(store), store / "unwritable"
+    open_tracker(recipe, run_dir, 0, interval=3600)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "append", full)
+        with pytest.raises(UserError, match=r"cannot write the run's journal \(No space"):
+            conclude(run_dir, recipe.tracking, "KILLED")
+
+    def silent(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "search_runs", silent)
+        with pytest.raises(Unreachable, match=r"server failed \(RuntimeError\)"):
+            conclude(run_dir, recipe.tracking, "KILLED")
+    conclude(run_dir, recipe.tracking, "KILLED")
 
 
 def test_a_server_that_hangs_holds_nobody_up(

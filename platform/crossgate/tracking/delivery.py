@@ -31,7 +31,7 @@ class Delivery:
     """Sends what a spool holds to its MLflow run.
 
     Args:
-        spool: bound to a run.
+        spool: bound to a run, at the latest by `client`.
         client: makes the client; called at the first delivery, again after it raised.
         interval: seconds that values gather before they are sent together.
     """
@@ -136,7 +136,7 @@ class Delivery:
             if error.error_code not in _HOPELESS or not self._run_is_active():
                 raise
             if len(items) == 1:
-                log.warning("MLflow refused %s and it is left out: %s", items[0][1].key, _first_line(error))
+                log.warning("MLflow refused %s and it is left out: %s", items[0][1].key, first_line(error))
                 return
             for half in (items[: len(items) // 2], items[len(items) // 2 :]):
                 self._send_batch({kind: [item for its, item in half if its == kind] for kind in _BATCH})
@@ -166,7 +166,7 @@ class Delivery:
                 if error.error_code not in _HOPELESS or not self._run_is_active():
                     raise
                 if attempt == 2:
-                    reason = _first_line(error)
+                    reason = first_line(error)
                     log.warning("MLflow refused the dataset %s and it is left out: %s", found["name"], reason)
 
     def _run_is_active(self) -> bool:
@@ -192,7 +192,7 @@ class Delivery:
         if not self._down:
             self._down = True
             where, kept = redacted(self._spool.target), Path(self._spool.folder)
-            log.warning("MLflow at %s does not take data (%s); kept in %s, sent later", where, _first_line(error), kept)
+            log.warning("MLflow at %s does not take data (%s); kept in %s, sent later", where, first_line(error), kept)
 
     def _say_up(self) -> None:
         if self._down:
@@ -211,6 +211,7 @@ def _items(record: Record) -> list[tuple[str, Any]]:
     return items
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the beginning of what an error says, or its name where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0][:160] if text else type(error).__name__

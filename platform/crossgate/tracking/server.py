@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from crossgate import environment
 from crossgate.config import TrackingConfig
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import HIDDEN, redacted
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def connect(config: TrackingConfig, output: str | Path) -> Server:
         output: folder of the runs; the SQLite default and its artifacts live in it.
 
     Raises:
-        UserError: when the server is unreachable, refuses, or is of a kind that MLflow no longer writes to.
+        Unreachable: when the server does not answer or refuses.
+        UserError: when it is of a kind that MLflow no longer writes to, or its experiment was deleted.
     """
     uri = tracking_uri(config, output)
     _check_scheme(uri)
@@ -166,7 +167,7 @@ def _probe_file(uri: str) -> None:
             raise _unreachable(uri, error) from None
 
 
-def _unreachable(uri: str, error: Exception) -> UserError:
+def _unreachable(uri: str, error: Exception) -> Unreachable:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     password = urlsplit(uri).password
     if password:
@@ -174,8 +175,8 @@ def _unreachable(uri: str, error: Exception) -> UserError:
     where = f"tracking.uri {redacted(uri)}"
     if uri.startswith(_FILE):
         cure = "free some space, check who may write there, or name another file in tracking.uri"
-        return UserError(f"this database takes no data ({reason})", where=where, cure=cure)
-    return UserError(
+        return Unreachable(f"this database takes no data ({reason})", where=where, cure=cure)
+    return Unreachable(
         f"the tracking server does not answer ({reason})",
         where=where,
         cure="start it, correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.enabled=false",

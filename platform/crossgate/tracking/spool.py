@@ -102,7 +102,12 @@ class Spool:
         return count
 
     def bind(self, target: str, run_id: str) -> None:
-        """Says which MLflow run of which server this is; another one than before gets everything from the start."""
+        """Says which MLflow run of which server this is; another one than before gets everything from the start.
+
+        Args:
+            target: the server.
+            run_id: empty where the run is not made yet.
+        """
         if (target, run_id) != (self.target, self.run_id):
             self.target, self.run_id = target, run_id
             self._offsets = {"values": 0, "files": 0}
@@ -156,6 +161,11 @@ class Spool:
             tail = lines.read()
             if tail and not tail.endswith(b"\n"):
                 lines.truncate(tail_start + tail.rfind(b"\n") + 1)
+
+
+def has_journal(run_dir: str | Path) -> bool:
+    """Whether the run of a directory has ever been tracked; looking leaves no trace."""
+    return (Path(run_dir) / "tracking" / "delivered.json").exists()
 
 
 def _parsed(line: bytes) -> Record | None:

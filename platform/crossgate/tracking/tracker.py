@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from crossgate.config import Recipe, TrackingConfig
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError, writing
 from crossgate.recipe import dump_recipe, flat_recipe, redacted
-from crossgate.tracking.delivery import Delivery
+from crossgate.tracking.delivery import Delivery, first_line
 from crossgate.tracking.provenance import code_version, machine
 from crossgate.tracking.server import Server, connect, make_client, tracking_uri
-from crossgate.tracking.spool import Record, Spool
+from crossgate.tracking.spool import Record, Spool, has_journal
+from crossgate.tracking.system import PREFIX, Sampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from mlflow import MlflowClient
 
 log = logging.getLogger("crossgate.tracking")
 
@@ -34,8 +37,10 @@ _LONGEST_TAG = 5000
 class Tracker(ABC):
     """The interface that the rest of crossgate logs to; a context manager that finishes by how its body ended."""
 
-    run_id: str = ""
-    """MLflow's id of the run (empty: not tracked)."""
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run (empty: not tracked, or nested and made once its server is back)."""
+        return ""
 
     @abstractmethod
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -110,25 +115,32 @@ class NullTracker(Tracker):
 
 
 class MlflowTracker(Tracker):
-    """Writes to the run's journal; a thread delivers it.
+    """Writes to the run's journal; a thread delivers it, another notes how busy the machine is.
 
     Args:
-        spool: bound to the MLflow run.
-        uri: the server.
+        spool: bound to the MLflow run, or to its server only.
+        client: makes the client, and binds the spool to its run where it is not.
         interval: seconds that values gather before they are sent together.
     """
 
-    def __init__(self, spool: Spool, uri: str, interval: float = 5.0) -> None:
+    def __init__(self, spool: Spool, client: Callable[[], MlflowClient], interval: float = 5.0) -> None:
         self._spool = spool
-        self.run_id = spool.run_id
+        self._noting = threading.Lock()
         self._last_step: dict[str, int] = {}
         self._params: dict[str, str] = {}
         self._datasets: list[dict[str, object]] = []
         for record in spool.records():
             self._remember(record)
         self._lost = self._finished = False
-        self._delivery = Delivery(spool, lambda: make_client(uri), interval)
+        self._delivery = Delivery(spool, client, interval)
         self._delivery.start()
+        sampled = [step for key, step in self._last_step.items() if key.startswith(PREFIX)]
+        self._sampler = Sampler(self.log_metrics, max(sampled, default=-1) + 1)
+        self._sampler.start()
+
+    @property
+    def run_id(self) -> str:
+        return self._spool.run_id
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         named = {_FORBIDDEN.sub("_", key): float(value) for key, value in metrics.items()}
@@ -179,6 +191,7 @@ class MlflowTracker(Tracker):
         if self._finished:
             return
         self._finished = True
+        self._sampler.close()
         self._note({"lane": "values", "status": status})
         if not self._delivery.close(timeout):
             log.warning(
@@ -199,14 +212,15 @@ class MlflowTracker(Tracker):
         self.log_artifact(file, "" if str(where.parent) == "." else str(where.parent))
 
     def _note(self, record: Record) -> None:
-        record["time"] = int(time.time() * 1000)
-        self._remember(record)
-        try:
-            self._spool.append(record)
-        except OSError as error:  # a full disk stops the checkpoints loudly; a metric is no reason to
-            if not self._lost:
-                log.warning("metrics are lost to MLflow from here on: %s: %s", self._spool.folder, error)
-            self._lost = True
+        with self._noting:
+            record["time"] = int(time.time() * 1000)
+            self._remember(record)
+            try:
+                self._spool.append(record)
+            except OSError as error:  # a full disk stops the checkpoints loudly; a metric is no reason to
+                if not self._lost:
+                    log.warning("metrics are lost to MLflow from here on: %s: %s", self._spool.folder, error)
+                self._lost = True
 
     def _remember(self, record: Record) -> None:
         for key in record.get("metrics", ()):
@@ -237,24 +251,33 @@ def open_tracker(
         interval: seconds that values gather before they are sent together.
 
     Raises:
-        UserError: when the server cannot be reached at a run's first start. Later starts go on without it.
+        UserError: when the server cannot be reached at a run's first start. Later starts go on without it; so does a
+            nested run from the first, since its parent has shown that the address is right.
     """
     if rank != 0 or not recipe.tracking.enabled:
         return NullTracker()
     run_dir = Path(run_dir)
+    uri = tracking_uri(recipe.tracking, run_dir.absolute().parent)
     spool = Spool(run_dir)
     facts = _facts(recipe, run_dir, parent)
-    uri = tracking_uri(recipe.tracking, run_dir.absolute().parent)
-    try:
+
+    def binding_client() -> MlflowClient:
         server = connect(recipe.tracking, run_dir.absolute().parent)
         _bind(spool, server, run_dir.name, facts)
+        return server.client
+
+    try:
+        binding_client()
     except UserError as error:
         if spool.target != redacted(uri):
-            spool.close()
-            raise
+            if not (parent and isinstance(error, Unreachable)):
+                spool.close()
+                # Not `Unreachable`: an address that has never answered is not tried again, its user is told at once.
+                raise UserError(error.what, where=error.where, expected=error.expected, cure=error.cure) from None
+            spool.bind(redacted(uri), "")
         log.warning("%s; the run goes on and keeps its metrics in %s", error.what, spool.folder)
     first = not any(True for _ in spool.records())
-    tracker = MlflowTracker(spool, uri, interval)
+    tracker = MlflowTracker(spool, lambda: make_client(uri) if spool.run_id else binding_client(), interval)
     if not first:
         tracker._note({"lane": "values", "status": "RUNNING"})
     tracker.log_params(flat_recipe(recipe))
@@ -268,8 +291,11 @@ def deliver(run_dir: str | Path, config: TrackingConfig) -> int:
     """Sends what a run could not send while it ran; returns the number of records that still wait.
 
     Raises:
-        UserError: when the server cannot be reached.
+        Unreachable: when the server does not answer; what waits is kept.
+        UserError: when its address or experiment is wrong.
     """
+    if not has_journal(run_dir):
+        return 0
     run_dir = Path(run_dir)
     spool = Spool(run_dir)
     try:
@@ -287,26 +313,30 @@ def deliver(run_dir: str | Path, config: TrackingConfig) -> int:
 
 
 def conclude(run_dir: str | Path, config: TrackingConfig, status: Status) -> None:
-    """Ends the MLflow run of a process that was killed and could not say so; does nothing to one that has ended.
+    """Ends the MLflow run of a process that was killed and could not say so, and sends what waits of it.
+
+    To one that has ended it only sends.
 
     Raises:
-        UserError: when the server cannot be reached.
+        Unreachable: when the server does not answer; the end is in the journal and is sent with the rest.
+        UserError: when its address or experiment is wrong, or the journal cannot be written.
     """
-    if not known_run(run_dir):
+    if not has_journal(run_dir):
         return
-    spool = Spool(run_dir)
-    try:
-        said = [record["status"] for record in spool.records() if "status" in record]
-        if not said or said[-1] == "RUNNING":
-            spool.append({"lane": "values", "status": status, "time": int(time.time() * 1000)})
-    finally:
-        spool.close()
-    deliver(run_dir, config)
+    with writing("the run's journal", run_dir):
+        spool = Spool(run_dir)
+        try:
+            said = [record["status"] for record in spool.records() if "status" in record]
+            if not said or said[-1] == "RUNNING":
+                spool.append({"lane": "values", "status": status, "time": int(time.time() * 1000)})
+        finally:
+            spool.close()
+        deliver(run_dir, config)
 
 
 def known_run(run_dir: str | Path) -> str:
-    """Returns the MLflow id of a run directory's run, or an empty string where it was not tracked."""
-    if not (Path(run_dir) / "tracking" / "delivered.json").exists():
+    """Returns the MLflow id of a run directory's run, or an empty string where there is none (yet)."""
+    if not has_journal(run_dir):
         return ""
     spool = Spool(run_dir)
     spool.close()
@@ -330,17 +360,20 @@ def _bind(spool: Spool, server: Server, name: str, facts: Mapping[str, str]) -> 
     """Finds the MLflow run that carries this directory's key, or makes it.
 
     Raises:
-        UserError: when the server fails in the middle of it.
+        Unreachable: when the server fails in the middle of it.
     """
+    began = next((record.get("time") for record in spool.records()), None)  # of a run that is made after the fact
     try:
         found = server.client.search_runs([server.experiment_id], f"tags.`{_KEY_TAG}` = '{spool.key}'", max_results=1)
         run = (
             found[0]
             if found
-            else server.client.create_run(server.experiment_id, run_name=name, tags={**facts, _KEY_TAG: spool.key})
+            else server.client.create_run(
+                server.experiment_id, start_time=began, run_name=name, tags={**facts, _KEY_TAG: spool.key}
+            )
         )
     except Exception as error:
-        raise UserError(
-            f"the tracking server failed ({str(error).splitlines()[0][:160]})", where=f"tracking.uri {server.label}"
+        raise Unreachable(
+            f"the tracking server failed ({first_line(error)})", where=f"tracking.uri {server.label}"
         ) from None
     spool.bind(server.label, run.info.run_id)
