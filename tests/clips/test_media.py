@@ -92,18 +92,47 @@ def write_levels(path: Path, levels: np.ndarray) -> None:
         target.mux(stream.encode(None))
 
 
-def test_gaps_in_time_hold_the_last_frame(tmp_path):
+@pytest.fixture
+def gap(tmp_path):
+    """Frames of three levels at 0, 0.1 and 0.8 s."""
     path = tmp_path / "gap.mkv"
     with av.open(str(path), "w") as target:
         stream = target.add_stream("libx264", rate=10, options={"crf": "10", "bf": "0"})
         stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
-        for level, tenth in ((40, 0), (80, 1), (120, 8)):  # nothing from 0.2 to 0.8 s
+        for level, tenth in ((40, 0), (80, 1), (120, 8)):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")
             frame.pts, frame.time_base = tenth, stream.codec_context.time_base or 1 / stream.average_rate
             target.mux(stream.encode(frame))
         target.mux(stream.encode(None))
-    means = [round(float(picture.mean()), -1) for picture in Frames(path, rate=10.0, size=lambda w, h: (w, h))]
+    return path
+
+
+def test_gaps_in_time_hold_the_last_frame(gap):
+    means = [round(float(picture.mean()), -1) for picture in Frames(gap, rate=10.0, size=lambda w, h: (w, h))]
     assert means == [40, 80, 80, 80, 80, 80, 80, 80, 120]
+
+
+def test_a_frame_may_be_held_for_so_long_and_runs_of_frames_end_there(gap):
+    frames = Frames(gap, rate=10.0, size=lambda w, h: (w, h), hold=0.3)
+    found = [(number, [round(float(picture.mean()), -1) for picture in run]) for number, run in frames.runs(3)]
+    assert found == [(0, [40, 80, 80]), (3, [80]), (8, [120])]
+
+
+def test_strips_are_refused_upright_or_not(tmp_path):
+    for number, (width, height, fits) in enumerate(((64, 8, True), (72, 8, False), (8, 64, True), (8, 72, False))):
+        path = tmp_path / f"{number}.mkv"
+        with av.open(str(path), "w") as target:
+            stream = target.add_stream("ffv1", rate=10)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            picture = np.zeros((height, width, 3), np.uint8)
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            target.mux(stream.encode(None))
+        frames = Frames(path, size=lambda w, h: storage_size(w, h, 4))
+        if fits:
+            assert len(list(frames)) == 1
+        else:
+            with pytest.raises(UserError, match=f"pictures of {width} x {height}; expected sides of at most 8 to 1"):
+                list(frames)
 
 
 def test_probe_reads_the_header(moving, tone_of):

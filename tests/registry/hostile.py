@@ -1,4 +1,7 @@
-"""Makes 200 inputs that a served model must survive: cut, torn, huge, lying, empty and malicious ones."""
+"""Makes 200 inputs that a served model must survive: cut, torn, huge, costly, lying, empty and malicious ones.
+
+Each is refused by `BOUNDS`, and those that are bytes by the bounds that a model has by itself, too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ import av
 import numpy as np
 
 COUNT = 200
+BOUNDS = {"megabytes": 8, "seconds": 60, "megapixels": 4, "gigapixels": 1}
+"""Settings of the model that is to survive."""
 
 
 def hostile(good: bytes, folder: Path) -> Iterator[tuple[str, Any]]:
@@ -29,6 +34,7 @@ def hostile(good: bytes, folder: Path) -> Iterator[tuple[str, Any]]:
         *_typed(),
         *_named(folder, good),
         *_huge(),
+        *_costly(),
         *_pictureless(folder),
         *_text(),
     ]
@@ -118,6 +124,48 @@ def _png(header: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def _costly() -> list[tuple[str, Any]]:
+    """Small requests, within the bounds of a file and of a picture, that would take long or much memory."""
+    hidden = base64.b64encode(static(280, hidden=270)).decode()
+    return [
+        ("strips", strips(30_000)),
+        ("280 pictures of 3.9 megapixels, 270 of them decoded but not shown", hidden),
+        ("more base64 than allowed", "A" * (12 << 20)),
+        ("a megabyte of spaces", "A" * 300 + " " * (1 << 20) + "!"),
+        ("a type of a megabyte", "data:" + "a" * (1 << 20)),
+    ]
+
+
+def strips(width: int) -> bytes:
+    """Two seconds of pictures that are 128 pixels high, in a few hundred kilobytes."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("png", rate=12)
+        stream.width, stream.height, stream.pix_fmt = width, 128, "rgb24"
+        (packet,) = stream.encode(av.VideoFrame.from_ndarray(np.zeros((128, width, 3), np.uint8), format="rgb24"))
+        for number in range(24):
+            packet.pts = packet.dts = number
+            container.mux(packet)
+    return file.getvalue()
+
+
+def static(frames: int, hidden: int = 0, side: int = 1984) -> bytes:
+    """One picture so many times, 2 kilobytes each; the MP4 says of the first `hidden` that they are not shown."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        black = np.zeros((side, side, 3), np.uint8)
+        encoded = [stream.encode(av.VideoFrame.from_ndarray(black, format="rgb24")) for _ in range(2)]
+        (whole,), (same,) = encoded
+        for number in range(frames):
+            packet = av.Packet(bytes(same if number else whole))
+            packet.stream, packet.time_base, packet.is_keyframe = stream, whole.time_base, not number
+            packet.pts = packet.dts = number - hidden
+            container.mux(packet)
+    return file.getvalue()
 
 
 def _slow(hours: int) -> bytes:

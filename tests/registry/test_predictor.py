@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -224,6 +225,28 @@ def test_bounds_hold(model_dir: Path, videos: Path) -> None:
     table = closed.predict([str(whole), whole.read_bytes()])
     assert "paths are switched off" in table["error"][0]
     assert table["error"][1] is None
+
+
+def test_a_request_names_so_many_videos(model_dir: Path) -> None:
+    few = Predictor(model_dir, Settings(items=2))
+    assert len(few.predict([b"", b""])) == 2
+    with pytest.raises(UserError, match="3 videos at once; expected at most 2; ask for them in parts"):
+        few.predict([b""] * 3)
+
+
+def test_base64_may_have_line_breaks_and_is_measured_before_it_is_decoded(model_dir: Path, videos: Path) -> None:
+    data = (videos / "whole.mp4").read_bytes()
+    tight = Predictor(model_dir, Settings(megabytes=1))
+    folded = "\r\n".join(["data:video/mp4;base64,", *base64.encodebytes(data).decode().splitlines()])
+    assert tight.predict([folded, base64.encodebytes(data).decode()])["error"].tolist() == [None, None]
+    tracemalloc.start()
+    text = "A" * (8 << 20)
+    held = tracemalloc.get_traced_memory()[0]
+    errors = tight.predict([text, "data:video/mp4;base64," + text])["error"]
+    grown = tracemalloc.get_traced_memory()[1] - held
+    tracemalloc.stop()
+    assert all("too large; expected at most 1 MB" in error for error in errors)
+    assert grown < 20 << 20, "the second text itself, and no copy"
 
 
 def test_a_pretrained_model_is_refused(tmp_path: Path, model_dir: Path) -> None:

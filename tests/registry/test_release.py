@@ -14,15 +14,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow.artifacts
 import mlflow.pyfunc
 import pandas as pd
+import psutil
 import pytest
 import requests
 from free_ports import free_port
-from hostile import hostile
+from hostile import BOUNDS, hostile
 from mlflow import MlflowClient
 
 from crossgate.config import ReleaseConfig, TrackingConfig
@@ -35,8 +37,8 @@ from crossgate.tracking import open_tracker
 
 
 @contextmanager
-def running(command: list[str], alive: str, log: Path, environment: dict[str, str]) -> Iterator[None]:
-    """A server process from its first sign of life to the end of the block."""
+def running(command: list[str], alive: str, log: Path, environment: dict[str, str]) -> Iterator[int]:
+    """A server process, by its number, from its first sign of life to the end of the block."""
     full = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", **environment}
     full["PATH"] = f"{Path(sys.executable).parent}:{full['PATH']}"  # mlflow starts uvicorn by its name
     with log.open("wb") as out:
@@ -51,11 +53,27 @@ def running(command: list[str], alive: str, log: Path, environment: dict[str, st
                 time.sleep(0.3)
         else:
             pytest.fail(log.read_text()[-2000:])
-        yield
+        yield process.pid
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def strict(text: str) -> Any:
+    """JSON as other languages read it."""
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def peak(pid: int) -> int:
+    """The most memory that a process or one of its children has had, in MiB."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    said = [Path(f"/proc/{process.pid}/status").read_text() for process in family]
+    return max(int(text.split("VmHWM:")[1].split()[0]) for text in said) >> 10
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +138,25 @@ def test_loaded_by_alias_it_equals_the_direct_predictor(
         for items in (paired, paired[0], pd.DataFrame(paired)):
             assert model.predict(items)["modalities"].tolist() == [["rgb", "audio", "depth"]]
         assert model.predict(str(whole))["scores"][0] == direct["scores"][0]
+    strict(json.dumps(table.to_dict(orient="records")))
+    assert table["score"].tolist() == [*direct["score"][:2], None]
     merged = load(released.uri, TrackingConfig(uri=released.tracking_uri), aggregate=True)
     assert len(merged.predict([str(videos / "long.mp4")])) == 1
+
+
+def test_what_a_packaged_model_answers_is_json_whatever_the_network_gives() -> None:
+    """MLflow's server and its `models predict` write NaN as it is, and no other language reads that."""
+    from crossgate.registry.pyfunc_model import CrossgateModel
+
+    nan, inf = float("nan"), float("inf")
+    row = {"source": "x", "start_s": 0.0, "label": "a", "score": nan, "scores": {"a": nan, "b": 0.5}}
+    rows = [{**row, "weights": {"rgb": inf}}, {**row, "score": 0.5, "weights": None}]
+    model = CrossgateModel()
+    model._predictor = SimpleNamespace(predict=lambda items: pd.DataFrame(rows))
+    answer = strict(json.dumps(model.predict(None, ["x"]).to_dict(orient="records")))
+    assert [row["score"] for row in answer] == [None, 0.5]
+    assert answer[0]["scores"] == {"a": None, "b": 0.5}
+    assert [row["weights"] for row in answer] == [{"rgb": None}, None]
 
 
 def test_released_again_it_is_the_same_version_under_another_alias(
@@ -271,7 +306,8 @@ def test_mlflow_serves_it_over_http(released: ReleasedModel, run_dir: Path, vide
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-p", str(port)]
     command += ["-m", released.uri]
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/ping", tmp_path / "serve.log", {"MLFLOW_TRACKING_URI": released.tracking_uri}):
+    environment = {"MLFLOW_TRACKING_URI": released.tracking_uri, "SERVING_MODEL_CONFIG": json.dumps(BOUNDS)}
+    with running(command, f"{url}/ping", tmp_path / "serve.log", environment) as pid:
         data = (videos / "whole.mp4").read_bytes()
         text = base64.b64encode(data).decode()
         wanted = Predictor(run_dir).predict([data])["scores"][0]
@@ -282,22 +318,41 @@ def test_mlflow_serves_it_over_http(released: ReleasedModel, run_dir: Path, vide
         ):
             answer = requests.post(f"{url}/invocations", json=body, timeout=60)
             assert answer.status_code == 200, answer.text
-            good, bad = answer.json()["predictions"]
+            good, bad = strict(answer.text)["predictions"]
             assert good["scores"] == pytest.approx(wanted, abs=1e-5)
             assert bad["error"]
-            assert bad["label"] is None
+            assert bad["label"] is bad["score"] is None
+        before = peak(pid)
         sent = [_as_json(item) for _, item in hostile(data, tmp_path)]
         body = json.dumps({"inputs": [item for item in sent if item is not _UNSENDABLE]})
         answer = requests.post(
             f"{url}/invocations", data=body, headers={"Content-Type": "application/json"}, timeout=60
         )
         assert answer.status_code == 200, answer.text[:500]
-        rows = answer.json()["predictions"]
+        rows = strict(answer.text)["predictions"]
         assert len(rows) > 180
         assert all(row["error"] and row["label"] is None for row in rows)
+        assert peak(pid) - before < 300, f"MiB for a body of {len(body) >> 20}"
+        answer = requests.post(f"{url}/invocations", json={"inputs": [0] * 10_001}, timeout=60)
+        assert answer.status_code == 400 and "10001 videos at once; expected at most 10000" in answer.text
         # For a model whose input is a list, MLflow's server takes no tables.
         for body in ("{", "[]", '{"dataframe_records": [{"source": "x"}]}', '{"inputs": 3}'):
             json_type = {"Content-Type": "application/json"}
             answer = requests.post(f"{url}/invocations", data=body, headers=json_type, timeout=60)
             assert 400 <= answer.status_code < 500, (body, answer.text)
         assert requests.get(f"{url}/ping", timeout=5).ok
+
+
+@pytest.mark.slow
+def test_mlflow_predicts_from_a_file(released: ReleasedModel, run_dir: Path, videos: Path, tmp_path: Path) -> None:
+    text = base64.b64encode((videos / "whole.mp4").read_bytes()).decode()
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": [text, "none.mp4"]}))
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local", "-m", released.uri]
+    command += ["-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": released.tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    good, bad = strict((tmp_path / "out.json").read_text())["predictions"]
+    wanted = Predictor(run_dir).predict([videos / "whole.mp4"])["scores"][0]
+    assert good["scores"] == pytest.approx(wanted, abs=1e-5)
+    assert bad["error"].startswith("none.mp4: no such file") and bad["score"] is None

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -119,6 +120,25 @@ def test_the_command_prints_json_lines_and_draws(model: Path, video: Path, tmp_p
     assert figure.stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("pieces", [6, 1])
+def test_what_breaks_off_leaves_the_timeline_of_what_was_scored(
+    model: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    whole = watch.Frames.runs
+
+    def torn(frames: watch.Frames, length: int) -> Iterator[tuple[int, np.ndarray]]:
+        yield from islice(whole(frames, length), pieces)
+        raise UserError("not readable (no data for 30 s)", where="rtsp://door")
+
+    monkeypatch.setattr(watch.Frames, "runs", torn)
+    figure = tmp_path / "timeline.png"
+    done = CliRunner().invoke(app, ["watch", str(model), str(video), "--figure", str(figure)])
+    assert isinstance(done.exception, UserError) and "no data for 30 s" in str(done.exception)
+    assert len(done.stdout.splitlines()) == pieces - 1
+    assert figure.is_file() == (pieces > 1)
+    assert f"{pieces} s of video at" in done.stderr
+
+
 class Camera:
     """Sends a video as MPEG-TS, by HTTP in chunks or bare, and the end of it only when it is told to."""
 
@@ -149,8 +169,11 @@ class Camera:
         self._server.close()
 
 
-def broadcast(video: Path, tone: int) -> bytes:
-    """The long video as a camera would send it, a key frame every second, with a tone for so many frames."""
+def broadcast(video: Path, tone: int, clock: int = 0) -> bytes:
+    """The long video as a camera would send it, a key frame every second, with a tone for so many frames.
+
+    Its clock shows so many seconds at the beginning.
+    """
     out = io.BytesIO()
     with av.open(str(video)) as given, av.open(out, "w", format="mpegts") as target:
         stream = target.add_stream("libx264", rate=8, options={"tune": "zerolatency", "g": "8"})
@@ -158,13 +181,13 @@ def broadcast(video: Path, tone: int) -> bytes:
         track = target.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         for number, frame in enumerate(given.decode(video=0)):
             picture = av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")
-            picture.pts, picture.time_base = number, Fraction(1, 8)
+            picture.pts, picture.time_base = 8 * clock + number, Fraction(1, 8)
             target.mux(stream.encode(picture))
             if number >= tone:
                 continue
             wave = np.sin(np.arange(SAMPLE_RATE // 8) * 0.3).astype(np.float32)[None] * 0.3
             block = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
-            block.sample_rate, block.pts = SAMPLE_RATE, number * SAMPLE_RATE // 8
+            block.sample_rate, block.pts = SAMPLE_RATE, (8 * clock + number) * SAMPLE_RATE // 8
             target.mux(track.encode(block))
         target.mux(stream.encode(None))
         target.mux(track.encode(None))
@@ -193,6 +216,34 @@ def test_a_live_stream_is_scored_while_it_comes(tmp_path: Path, video: Path, sch
     same = 1e-5 if tone == 56 else 1e-2  # a decoder gives its last 64 ms when told that the end has come
     for moment, known in zip(found, expected, strict=True):
         assert moment.scores == pytest.approx(known.scores, abs=same)
+
+
+@pytest.mark.parametrize("clocks", [(0, 600), (600, 0), (0, 86_400, 5)])
+def test_a_camera_that_sets_its_clock_is_watched_on(
+    tmp_path: Path, video: Path, caplog: pytest.LogCaptureFixture, clocks: tuple[int, ...]
+) -> None:
+    """No window is made up for the time that it leaves out, none is lost to the time that comes again."""
+    model = tiny_classifier(tmp_path / "model", seconds=2.0, modalities=("rgb", "audio"))
+    camera = Camera(b"".join(broadcast(video, 56, clock) for clock in clocks), http=False)
+    camera.go_on.set()
+    found = list(Watch(str(model), f"tcp://127.0.0.1:{camera.port}"))
+    camera.close()
+    assert [moment.start_s for moment in found] == list(range(7 * len(clocks) - 1))
+    assert all(moment.modalities == ["rgb", "audio"] for moment in found)
+    said = [record.getMessage() for record in caplog.records if "video: the clock jumps" in record.getMessage()]
+    assert len(said) == len(clocks) - 1
+
+
+def test_a_long_gap_in_a_file_has_no_windows_and_counts(video: Path, tmp_path: Path) -> None:
+    """Seven seconds, ten minutes of nothing, seven seconds: the last picture counts for a window's length."""
+    model = tiny_classifier(tmp_path / "model", seconds=2.0, modalities=("rgb", "audio"))
+    path = tmp_path / "gap.ts"
+    path.write_bytes(broadcast(video, 56) + broadcast(video, 56, clock=600))
+    watching = Watch(str(model), str(path))
+    found = list(watching)
+    assert [moment.start_s for moment in found] == [*range(8), *range(600, 606)]
+    assert watching.seconds == pytest.approx(15.8, abs=0.2)
+    assert all(moment.modalities == ["rgb", "audio"] for moment in found[8:]), "sound goes with its pictures"
 
 
 def test_a_url_is_watched_from_a_file_that_is_gone_afterwards(

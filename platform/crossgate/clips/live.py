@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -23,13 +24,16 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _OPEN_S, _READ_S = 15.0, 30.0
 _AHEAD_S = 2.0  # decoded pictures are large: more of them are not kept for sound that does not come
 _NO_PICTURE_S = 60.0
+_JUMP_S = 2.0
+
+log = logging.getLogger("crossgate.clips")
 
 
 class Live:
     """Stands for PyAV's open container where `media` reads a file, with pictures and sound asked for in any order.
 
     A packet that cannot be decoded is left out. Sound that falls more than two seconds behind the pictures counts as
-    over.
+    over. Where a clock steps back, or ahead by more than two seconds, time goes on as if it had not.
 
     Args:
         url: of any scheme of `SCHEMES`, or http(s).
@@ -50,6 +54,7 @@ class Live:
         chosen = [*self.streams.video[:1], *(self.streams.audio[:1] if sound else ())]
         self._packets = self._container.demux(*chosen)
         self._waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in chosen}
+        self._clocks = {stream.index: _Clock(f"{self.name}, {stream.type}") for stream in chosen}
 
     def decode(self, stream: Any) -> Iterator[Any]:
         """Yields one stream's frames; those of the other that come in between wait for their turn."""
@@ -71,8 +76,9 @@ class Live:
         packet = next(self._packets, None)
         if packet is None:
             return False
+        index = packet.stream.index
         with suppress(av.error.InvalidDataError):
-            self._waiting[packet.stream.index].extend(packet.decode())
+            self._waiting[index].extend(map(self._clocks[index].smoothed, packet.decode()))
         return True
 
     def _waits(self, index: int) -> bool:
@@ -82,6 +88,34 @@ class Live:
             return False
         most = _AHEAD_S if self.streams[index].type == "video" else _NO_PICTURE_S
         return bool(waiting[-1].time - waiting[0].time > most)
+
+
+class _Clock:
+    """Takes the jumps out of the times of one stream's frames: a network's outage, a camera that sets its clock."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last: int | None = None  # in the stream's ticks, as given
+        self._step = 0
+        self._taken = 0
+
+    def smoothed(self, frame: Any) -> Any:
+        """Returns the frame, where time jumps a usual step after the one before."""
+        if frame.pts is None:
+            return frame
+        given = frame.pts
+        if self._last is not None:
+            step = given - self._last
+            if 0 <= step * frame.time_base <= _JUMP_S:
+                self._step = step
+            else:
+                log.warning(
+                    "%s: the clock jumps by %+.1f s; time goes on from there", self._name, step * frame.time_base
+                )
+                self._taken += step - self._step
+        self._last = given
+        frame.pts = given - self._taken
+        return frame
 
 
 def shown(url: str) -> str:

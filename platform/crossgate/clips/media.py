@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ SILENCE = 1e-4
 
 Source = str | Path | bytes | Live
 
+_MOST_ASPECT = 8  # pictures are shrunk by their shorter side, which bounds the longer one by this alone
+_SOUND_GAP_S = 2.0  # tracks drift and are torn by less, which is no gap
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,ogg,flac,wav,mp3,aac,flv,asf,mjpeg,h264,hevc,ivf,gif,yuv4mpegpipe"
 
 
@@ -47,11 +49,13 @@ class Limits:
         bytes: size of the file.
         pixels: width times height of a frame, declared or decoded.
         seconds: duration, declared or decoded.
+        decoded: pixels of all frames together that are decoded of one stream.
     """
 
     bytes: int = 8 << 30
     pixels: int = 8192 * 4320
     seconds: float = 6 * 3600.0
+    decoded: float = math.inf
 
 
 DEFAULT_LIMITS = Limits()
@@ -198,6 +202,13 @@ def divided_rate(rate: float, highest: float) -> float:
     return rate / max(1, math.ceil(rate / highest - 1e-3))
 
 
+def check_aspect(width: int, height: int, where: str) -> None:
+    """Raises `UserError` where an upright picture is a strip."""
+    if max(width, height) > _MOST_ASPECT * min(width, height):
+        expected = f"sides of at most {_MOST_ASPECT} to 1"
+        raise UserError(f"pictures of {width} x {height}", where=where, expected=expected, cure="crop them")
+
+
 def storage_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Returns the even ``(width, height)`` whose shorter side is `short_side`; never larger than the source."""
     scale = min(1.0, short_side / min(width, height))
@@ -212,6 +223,7 @@ class Frames:
         rate: frames a second; None: `divided_rate` of the source's by `highest`.
         size: function of the upright ``(width, height)`` that returns the wanted one.
         depth: the stream is 16-bit grey and is returned as such, resized without mixing neighbours.
+        hold: seconds for which a frame counts at most; then nothing is due until the next one.
     """
 
     def __init__(
@@ -222,9 +234,10 @@ class Frames:
         highest: float = 12.0,
         size: Callable[[int, int], tuple[int, int]],
         depth: bool = False,
+        hold: float = math.inf,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        self.source, self.size, self.depth, self.limits = source, size, depth, limits
+        self.source, self.size, self.depth, self.hold, self.limits = source, size, depth, hold, limits
         self.where = name_of(source)
         with open_media(source, limits) as container:
             stream = video_stream(container, self.where)
@@ -246,21 +259,44 @@ class Frames:
         """Yields ``(k, picture)``, of the wanted numbers only if given; decodes nothing after the last of them."""
         count, last = (0, math.inf) if wanted is None else (min(wanted), max(wanted))
         held: av.VideoFrame | None = None
+        until = math.inf
         for time, frame in self._timed(count):
             if held is not None:
-                for number in self._due(count, time):
+                for number in self._due(count, min(time, until)):
                     count = number + 1
                     if wanted is None or number in wanted:
                         yield number, self._picture(held)
+                if time > until:
+                    count = max(count, math.ceil((time - self._slack) * self.rate))
                 if count > last:
                     return
-            held = frame
+            held, until = frame, time + self.hold
             end = time + 2 * self._slack
         if held is None:
             raise UserError("no frame can be decoded", where=self.where, cure="replace or repair the file")
         for number in self._due(count, end):
             if wanted is None or number in wanted:
                 yield number, self._picture(held)
+
+    def runs(self, length: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yields the number of the first of `length` consecutive pictures, and them: fewer before a gap and at the end.
+
+        Args:
+            length: of a run, in pictures.
+        """
+        first, run = 0, list[NDArray[Any]]()
+        for number, picture in self.pictures():
+            if run and number != first + len(run):
+                yield first, np.stack(run)
+                run = []
+            if not run:
+                first = number
+            run.append(picture)
+            if len(run) == length:
+                yield first, np.stack(run)
+                run = []
+        if run:
+            yield first, np.stack(run)
 
     def _due(self, count: int, time: float) -> Iterator[int]:
         """Yields the numbers from `count` on whose time has come before a frame of the given time replaces theirs."""
@@ -277,8 +313,7 @@ class Frames:
             if first > self.rate and start is not None:  # less than a second is decoded sooner than sought
                 container.seek(int((start + first / self.rate) / tick), stream=stream)
             time = -1 / self.source_rate
-            for frame in container.decode(stream):
-                check_pixels(frame.width, frame.height, self.limits, self.where)
+            for frame in self._decoded(container, stream):
                 if start is None:
                     start = frame.time or 0.0
                 self.start = start
@@ -288,12 +323,31 @@ class Frames:
                     raise UserError(f"lasts {time:.0f} s", where=self.where, expected=bound)
                 yield time, frame
 
+    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+        """Yields all frames that are decoded within the limits."""
+        if math.isinf(self.limits.decoded):
+            packets: Iterator[Iterable[av.VideoFrame]] = ([frame] for frame in container.decode(stream))
+        else:
+            # By packets, for a file may tell the decoder to throw pictures away, and they have cost as much.
+            packets = (packet.decode() for packet in container.demux(stream))
+        total = 0
+        for frames in packets:
+            for frame in frames:
+                check_pixels(frame.width, frame.height, self.limits, self.where)
+                yield frame
+            total += stream.width * stream.height
+            if total > self.limits.decoded:
+                bound = f"at most {self.limits.decoded / 1e9:g} gigapixels to decode"
+                raise UserError("too many pictures", where=self.where, expected=bound, cure="cut it into parts")
+
     def _picture(self, frame: av.VideoFrame) -> NDArray[Any]:
         if self.depth:
             grey: NDArray[np.uint16] = np.ascontiguousarray(frame.to_ndarray(format="gray16le"))
             return cv2.resize(grey, self.size(grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
         turns = round(frame.rotation / 90) % 4
-        width, height = self.size(*upright(frame.width, frame.height, self._aspect, turns * 90))
+        shown = upright(frame.width, frame.height, self._aspect, turns * 90)
+        check_aspect(*shown, self.where)
+        width, height = self.size(*shown)
         if turns % 2:
             width, height = height, width
         small = self._reformatter.reformat(
@@ -422,12 +476,17 @@ def _sound_pieces(source: Source, start: float, limits: Limits) -> Iterator[NDAr
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         behind: int | None = None  # samples before the first picture, still to be dropped
         total = 0
+        due = math.inf
         for frame in container.decode(tracks[0]):
             if behind is None:
                 behind = round((start - (frame.time or 0.0)) * SAMPLE_RATE)
                 if -60 * SAMPLE_RATE < behind < 0:
                     yield np.zeros(-behind, np.float32)
                 behind = max(0, behind)
+            if frame.time is not None:
+                if frame.time > due + _SOUND_GAP_S:
+                    yield from _silence(round((frame.time - due) * SAMPLE_RATE))
+                due = frame.time + frame.samples / frame.sample_rate
             for small in resampler.resample(frame):
                 samples = small.to_ndarray().reshape(-1)
                 cut = min(behind, len(samples))
@@ -438,3 +497,9 @@ def _sound_pieces(source: Source, start: float, limits: Limits) -> Iterator[NDAr
                 yield samples[cut:]
         for small in resampler.resample(None):
             yield small.to_ndarray().reshape(-1)
+
+
+def _silence(samples: int) -> Iterator[NDArray[Any]]:
+    """Yields so many zeros, a second at a time: a gap may be a day."""
+    for first in range(0, samples, SAMPLE_RATE):
+        yield np.zeros(min(SAMPLE_RATE, samples - first), np.float32)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from crossgate.clips.extract import iter_clips
-from crossgate.clips.media import Limits
 from crossgate.clips.tensors import clip_tensors
 from crossgate.errors import UserError
 from crossgate.model.classifier import Classifier
@@ -63,10 +62,13 @@ class Predictor:
             label's probability, below one half where the threshold is); ``scores`` (class -> probability);
             ``weights`` (modality -> gate weight, or None for a fusion without a gate); ``modalities`` that were
             there; ``error`` (None where there was none).
+
+        Raises:
+            UserError: more items than the settings allow.
         """
         rows: list[Row] = []
         waiting: list[tuple[Row, dict[str, Tensor]]] = []
-        for row, tensors in self._clips(as_items(items)):
+        for row, tensors in self._clips(self._counted(as_items(items))):
             rows.append(row)
             if tensors is not None:
                 waiting.append((row, tensors))
@@ -89,13 +91,14 @@ class Predictor:
         self._score([(row, tensors)])
         return row
 
+    def _counted(self, items: list[Any]) -> list[Any]:
+        if len(items) > self.settings.items:
+            expected = f"at most {self.settings.items}"
+            raise UserError(f"{len(items)} videos at once", expected=expected, cure="ask for them in parts")
+        return items
+
     def _clips(self, items: Iterable[Any]) -> Iterator[tuple[Row, dict[str, Tensor] | None]]:
         """Yields a row for each clip with its tensors, or for each failure without."""
-        limits = Limits(
-            bytes=self.settings.megabytes << 20,
-            pixels=self.settings.megapixels * 1_000_000,
-            seconds=float(self.settings.seconds),
-        )
         clip = self.card.clip
         for number, given in enumerate(items):
             start = 0.0
@@ -108,7 +111,7 @@ class Predictor:
                     seconds=clip.seconds,
                     short_side=self.settings.short_side or max(128, clip.size),
                     modalities=self.modalities,
-                    limits=limits,
+                    limits=self.settings.limits,
                 ):
                     start = raw.start
                     tensors = clip_tensors(raw, clip, None, 0)

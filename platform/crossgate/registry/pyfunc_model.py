@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import mlflow
@@ -33,8 +34,21 @@ class CrossgateModel(PythonModel):
         model_input: list[str | bytes | dict[str, Any]],
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """See `Predictor.predict`."""
-        return self._predictor.predict(model_input)
+        """See `Predictor.predict`; what is no finite number is None, for MLflow writes the table as JSON.
+
+        Raises:
+            UserError: more items than the settings allow.
+        """
+        table = self._predictor.predict(model_input)
+        for name in ("score", "scores", "weights"):
+            table[name] = pd.Series([_plain(value) for value in table[name]], table.index, dtype=object)
+        return table
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 mlflow.models.set_model(CrossgateModel())

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from crossgate.clips.live import shown, without_secrets
+from crossgate.clips.media import Limits
 from crossgate.config import Config, Count, Positive
 from crossgate.errors import UserError
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*;base64,", re.ASCII)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*", re.ASCII)
+# Possessive, for what is no video may be as long: tried in other ways, a megabyte of spaces takes an hour.
+_DATA_URL = re.compile(r"data:[\w.+-]*+(/[\w.+-]*+)?+(;[\w=.+-]++)*;base64,", re.ASCII)
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}+\s*+", re.ASCII)
 _SHORTEST_BASE64 = 256  # no video is smaller, and hardly a path is longer
 _SCHEMES = ("http", "https", "s3")
 _PIECE = 1 << 20
+_PIXELS_A_SECOND = 1920 * 1080 * 60
+_SPACES = b" \t\n\r\v\f"
 
 
 class Settings(Config):
@@ -36,6 +40,10 @@ class Settings(Config):
     """Longest video."""
     megapixels: Positive = 36
     """Largest picture."""
+    gigapixels: Count = 0
+    """All pictures of a video that are decoded (0: what `seconds` of 1080p have at 60 a second; 75 for 600 s)."""
+    items: Positive = 10_000
+    """Most items of a request."""
     paths: bool = True
     """Whether a request may name files of the host that serves the model."""
     urls: bool = True
@@ -46,6 +54,16 @@ class Settings(Config):
     """Probability of the positive class from which on it is the label (none: the model's own, chosen on validation)."""
     device: str = "auto"
     """`auto`: a GPU where there is one."""
+
+    @property
+    def limits(self) -> Limits:
+        """Bounds of one file."""
+        return Limits(
+            bytes=self.megabytes << 20,
+            pixels=self.megapixels * 1_000_000,
+            seconds=float(self.seconds),
+            decoded=self.gigapixels * 1e9 or self.seconds * _PIXELS_A_SECOND,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,33 +129,42 @@ def _empty(value: Any) -> bool:
 def _fetch(source: Any, settings: Settings) -> Path | bytes:
     largest = settings.megabytes << 20
     if isinstance(source, bytes | bytearray | memoryview):
-        return _bounded(bytes(source), largest, name_of(source))
+        _check_size(len(source), largest, name_of(source))
+        return bytes(source)
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if not isinstance(source, str) or not source:
         raise UserError("not a video", where=name_of(source), expected="a path, URL, bytes or base64")
     if match := _DATA_URL.match(source):
-        return _decoded(source[match.end() :], largest)
+        return _decoded(source, match.end(), largest)
     if is_url(source):
         return b"".join(pieces(source, settings))
     if settings.paths and os.path.isfile(source):
         return Path(source)
     if len(source) >= _SHORTEST_BASE64 and _BASE64.fullmatch(source):
-        return _decoded(source, largest)
+        return _decoded(source, 0, largest)
     if not settings.paths:
         raise UserError("paths are switched off here", where=name_of(source), expected="a URL, bytes or base64")
     raise UserError("no such file", where=name_of(source), cure="check the path")
 
 
-def _decoded(text: str, largest: int) -> bytes:
-    where = f"<base64 of {len(text)} characters>"
-    if len(text) // 4 * 3 > largest * 1.1:  # line breaks count, too
+def _decoded(text: str, begin: int, largest: int) -> bytes:
+    """Returns the bytes that a text is base64 of, from the character numbered `begin` on.
+
+    Raises:
+        UserError: too long, which is seen before anything is copied, or not base64.
+    """
+    length = len(text) - begin
+    where = f"<base64 of {length} characters>"
+    if length // 4 * 3 > largest * 1.1:  # line breaks count, too
         raise UserError("too large", where=where, expected=f"at most {largest >> 20} MB")
     try:
-        data = base64.b64decode("".join(text.split()), validate=True)
+        # Without the spaces as bytes: a list of words would take eight bytes for each character.
+        data = base64.b64decode(text[begin:].encode("ascii").translate(None, _SPACES), validate=True)
     except (binascii.Error, ValueError) as error:
         raise UserError(f"not base64 ({error})", where=where) from None
-    return _bounded(data, largest, where)
+    _check_size(len(data), largest, where)
+    return data
 
 
 def pieces(url: str, settings: Settings) -> Iterator[bytes]:
@@ -171,11 +198,6 @@ def pieces(url: str, settings: Settings) -> Iterator[bytes]:
         reason = said.splitlines()[0][:160] if said not in ("", where) else type(error).__name__
         raise UserError(f"cannot be fetched ({reason})", where=where, cure="check the URL") from None
     _check_size(total, largest, where)
-
-
-def _bounded(data: bytes, largest: int, where: str) -> bytes:
-    _check_size(len(data), largest, where)
-    return data
 
 
 def _check_size(size: int, largest: int, where: str) -> None:

@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossgate.clips.extract import RawClip, iter_clips
+from crossgate.clips.extract import RawClip
+from crossgate.clips.flow import clip_flow
 from crossgate.clips.live import CHECK_STREAM, SCHEMES, Live, shown
-from crossgate.clips.media import SAMPLE_RATE, Limits, Source, decoding
+from crossgate.clips.media import SAMPLE_RATE, Frames, Limits, Sound, Source, decoding, storage_size
 from crossgate.clips.tensors import clip_tensors
 from crossgate.config import TrackingConfig
 from crossgate.errors import UserError, writing
@@ -170,31 +172,48 @@ class Watch:
         return path
 
     def _moments(self) -> Iterator[Moment]:
-        clip = self._predictor.card.clip
-        parts = iter_clips(
-            self._video,
-            seconds=clip.seconds / self._stride,
-            short_side=max(128, clip.size),
-            modalities={*self._predictor.modalities} - {"depth"},
-            limits=self._limits,
-        )
+        parts = self._pieces()
         held: list[RawClip] = []
-        count = 0
+        count = windows = 0
         while True:
             begun = time.perf_counter()
             piece = next(parts, None)
             if piece is None:
                 break
+            if held and not _adjoin(held[-1], piece):
+                held = []
             held = [*held, piece][-self._stride :]
-            self.seconds = piece.start + piece.seconds
+            self.seconds += piece.seconds
             moment = self._moment(held) if len(held) == self._stride else None
             self._keep(piece, count)
             count += 1
             self.busy += time.perf_counter() - begun
             if moment is not None:
+                windows += 1
                 yield moment
-        if 0 < count < self._stride:  # shorter than a window
+        if held and not windows:  # shorter than a window
             yield self._moment(held)
+
+    def _pieces(self) -> Iterator[RawClip]:
+        """Yields the parts that windows are joined of, as `iter_clips` cuts them, but none of a long gap."""
+        clip = self._predictor.card.clip
+        size = partial(storage_size, short_side=max(128, clip.size))
+        frames = Frames(self._video, size=size, hold=clip.seconds, limits=self._limits)
+        length = max(1, round(clip.seconds / self._stride * frames.rate))
+        sound: Sound | None = None
+        for number, rgb in frames.runs(length):
+            if sound is None:
+                sound = Sound(self._video, frames.start, self._limits)
+            elif 2 * len(rgb) < length:
+                continue
+            piece = RawClip({"rgb": rgb}, frames.rate, number / frames.rate)
+            if "flow" in self._predictor.modalities and (flow := clip_flow(rgb, frames.rate)) is not None:
+                piece.streams["flow"] = flow
+            if "audio" in self._predictor.modalities:
+                samples = sound.read(piece.start, piece.start + piece.seconds)
+                if samples is not None:
+                    piece.streams["audio"] = samples
+            yield piece
 
     def _moment(self, parts: list[RawClip]) -> Moment:
         joined = join(parts)
@@ -213,6 +232,10 @@ class Watch:
         self.thumbnails.append(Thumbnail(piece.start, piece.streams["rgb"][0]))
         if len(self.thumbnails) > _THUMBNAILS:
             self.thumbnails, self._every = self.thumbnails[::2], self._every * 2
+
+
+def _adjoin(one: RawClip, other: RawClip) -> bool:
+    return other.start - (one.start + one.seconds) < 0.5 / one.fps
 
 
 def _check_counts(stride: int, after: int) -> None:
