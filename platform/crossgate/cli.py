@@ -315,6 +315,8 @@ def predict(
         str, typer.Option(help="Score all videos below into Parquet in this folder or s3:// URL; goes on after a kill.")
     ] = "",
     unit: Annotated[int, typer.Option(help="With --out: videos in a part of the table.", min=1)] = 64,
+    megabytes: Annotated[int | None, typer.Option(help="Largest video that is scored (default: 256).", min=1)] = None,
+    seconds: Annotated[int | None, typer.Option(help="Longest video that is scored (default: 600).", min=1)] = None,
     ray: Annotated[bool, typer.Option("--ray", help="With --out: spread over the running Ray cluster.")] = False,
     tracking_uri: Annotated[str, typer.Option(help="MLflow server of a models:/ address.")] = "",
 ) -> None:
@@ -326,10 +328,11 @@ def predict(
     from crossgate.clips.depth import MILLIMETRES
     from crossgate.cluster.paths import read
 
+    bounds = {key: value for key, value in (("megabytes", megabytes), ("seconds", seconds)) if value is not None}
     if out:
         if len(videos) != 1 or depth or as_json:
             raise UserError("takes one folder or prefix, and no --depth or --json", where="--out")
-        _score(model, videos[0], out, unit, ray, tracking_uri)
+        _score(model, videos[0], out, unit, bounds, ray, tracking_uri)
         return
     if ray:
         raise UserError("spreads a table over a cluster", where="--ray", cure="add --out FOLDER")
@@ -339,7 +342,7 @@ def predict(
         raise UserError(f"unknown depth unit '{depth_unit}'", where="--depth-unit", expected=" or ".join(MILLIMETRES))
     units = [depth_unit] * len(videos)
     model = model if model.startswith("models:/") else read(model)
-    frame = predict_videos(model, videos, depth=depth, units=units, tracking_uri=tracking_uri)
+    frame = predict_videos(model, videos, depth=depth, units=units, tracking_uri=tracking_uri, bounds=bounds)
     if as_json:
         typer.echo("\n".join(json_rows(frame)))
     else:
@@ -348,14 +351,15 @@ def predict(
         raise typer.Exit(1)
 
 
-def _score(model: str, source: str, out: str, unit: int, ray: bool, tracking_uri: str) -> None:
+def _score(model: str, source: str, out: str, unit: int, bounds: dict[str, int], ray: bool, tracking_uri: str) -> None:
     from crossgate.cluster import score as over_ray
     from crossgate.progress import progress_bar
 
     scored = over_ray.score if ray else over_ray.score_here
     with progress_bar("videos") as step:
-        done = scored(model, source, out, unit=unit, tracking_uri=tracking_uri, progress=step)
+        done = scored(model, source, out, unit=unit, tracking_uri=tracking_uri, bounds=bounds, progress=step)
     typer.echo(f"{done.rows} rows of {done.videos} videos in {out}, {done.errors} of them with an error")
+    typer.echo(f"scored by {done.model}")
 
 
 # ---- Kubernetes ------------------------------------------------------------------------------------------------
@@ -413,13 +417,15 @@ def watch(
         model, video, stride=stride, label=label, on=on, off=off, after=after, tracking_uri=tracking_uri, live=live
     )
     course = Course()
-    with suppress(KeyboardInterrupt):  # which is how one stops watching what never ends
-        for moment in watching:
-            course.add(moment)
-            typer.echo(json.dumps(moment.row()))
-    if figure is not None:
-        typer.echo(f"wrote {watched(figure, course.moments, watching)}", err=True)
-    typer.echo(f"{watching.seconds:.0f} s of video at {watching.speed:.1f} times real time", err=True)
+    try:
+        with suppress(KeyboardInterrupt):  # which is how one stops watching what never ends
+            for moment in watching:
+                course.add(moment)
+                typer.echo(json.dumps(moment.row()))
+    finally:  # a stream that breaks off is a usual end, too
+        if figure is not None and course.moments:
+            typer.echo(f"wrote {watched(figure, course.moments, watching)}", err=True)
+        typer.echo(f"{watching.seconds:.0f} s of video at {watching.speed:.1f} times real time", err=True)
 
 
 # ---- help ------------------------------------------------------------------------------------------------------

@@ -48,6 +48,13 @@ def table(out: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(path) for path in sorted(out.glob("part-*.parquet"))], ignore_index=True)
 
 
+def write_plan(out: Path, videos: Path, units: list[list[str]]) -> None:
+    """The plan of a start that came no further."""
+    plan = {"model": "models:/any/1", "digest": "", "tracking_uri": "", "source": str(videos)}
+    out.mkdir(exist_ok=True)
+    (out / "plan.json").write_text(json.dumps(plan | {"units": units}))
+
+
 @pytest.mark.ray
 def test_the_cluster_writes_what_one_process_writes(model, videos, tmp_path, ray_cluster):
     steps: list[tuple[int, int]] = []
@@ -60,10 +67,22 @@ def test_the_cluster_writes_what_one_process_writes(model, videos, tmp_path, ray
 
 @pytest.mark.ray
 def test_a_user_error_of_a_worker_is_the_jobs(model, videos, tmp_path, ray_cluster):
-    plan = {"model": str(tmp_path / "gone"), "digest": "", "tracking_uri": "", "source": str(videos)}
-    (tmp_path / "plan.json").write_text(json.dumps(plan | {"units": [["clip00.mp4"], ["clip01.mp4"]]}))
-    with pytest.raises(UserError, match="gone"):  # an alias is not asked for again
-        score("models:/any@alias", str(videos), str(tmp_path))
+    write_plan(tmp_path, videos, [["clip00.mp4"], ["clip01.mp4"]])
+    with pytest.raises(UserError, match="127.0.0.1:9"):  # an alias is not asked for again
+        score("models:/any@alias", str(videos), str(tmp_path), tracking_uri="http://127.0.0.1:9")
+
+
+@pytest.mark.ray
+def test_workers_ask_the_drivers_tracking_server(videos, tmp_path, ray_cluster, monkeypatch):
+    """The cluster was there before: its workers have neither the driver's environment nor its working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_plan(tmp_path / "out", videos, [["clip00.mp4"]])
+    with pytest.raises(UserError, match="not in the registry"):
+        score("models:/any@alias", str(videos), str(tmp_path / "out"))
+    assert (tmp_path / "runs" / "mlflow.db").is_file()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="127.0.0.1:9"):
+        score("models:/any@alias", str(videos), str(tmp_path / "out"))
 
 
 @pytest.mark.ray
@@ -83,7 +102,7 @@ def test_a_killed_job_is_submitted_again_and_every_video_is_there_once(model, vi
 
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{VIDEOS} rows of {VIDEOS} videos" in done.stdout
+    assert f"{VIDEOS} rows of {VIDEOS} videos" in done.stdout and f"scored by {model}" in done.stdout
     rows = table(out)
     assert sorted(rows["source"]) == sorted(map(str, videos.glob("*.mp4")))
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept  # what was whole was not made again

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -15,13 +16,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from safetensors.torch import load_file
 
-from crossgate.config import ReleaseConfig, TrackingConfig
+from crossgate.config import Recipe, ReleaseConfig, TrackingConfig
 from crossgate.errors import UserError
+from crossgate.evaluation.predictions import Predictions
 from crossgate.model.store import build_model, read_card, save_model
+from crossgate.recipe import dump_recipe
 from crossgate.registry.aliases import Decision, rollback
 from crossgate.registry.card import description, model_card
 from crossgate.registry.frozen import TAG
 from crossgate.registry.release import decide, fetched, load, pinned_version, release
+from crossgate.runs.release import decide_on_run, release_run
 
 NAME = "crossgate-violence"
 NO = Decision(False, ("REFUSED accuracy 0.1",))
@@ -201,6 +205,61 @@ def test_what_is_not_there_and_what_nobody_can_say_are_two_things(
             for ask in (partial(load, tracking=tracking), walked):
                 with pytest.raises(UserError, match=r"the registry refused .*(connection reset|no route)"):
                     ask(uri)
+
+
+def test_what_fails_in_the_gate_is_not_the_registrys(
+    run: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, tracking = ReleaseConfig(name="blamed"), TrackingConfig()
+    release(run(1), config, tracking)
+
+    def judge(champion: Path | None) -> Decision:
+        raise RuntimeError("CUDA out of memory")
+
+    for ask in (release, decide):
+        with pytest.raises(RuntimeError, match="^CUDA out of memory$"):
+            ask(run(2), config, tracking, judge)
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError("no route to the bucket")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", gone)
+    for ask in (release, decide):
+        with pytest.raises(UserError, match=r"the registry refused 'blamed' .no route"):
+            ask(run(2), config, tracking, judge)
+
+
+def test_a_clip_that_only_one_could_decode_is_named(
+    run: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(run(1), ReleaseConfig(name="unpaired"), TrackingConfig())
+    recipe = Recipe(kind="finetune")
+    recipe.data.index, recipe.release.name = "s3://clips/set", "unpaired"
+    (run(2) / "recipe.yaml").write_text(dump_recipe(recipe))
+    monkeypatch.setattr("crossgate.runs.promotion.frozen_set", lambda recipe: "2 clips")
+
+    def seen(recipe: Recipe, folder: Path) -> Predictions:
+        keys = ["whole", "hurt"] if folder.parent == run(2) else ["whole"]
+        empty = np.zeros((len(keys), 1))
+        return Predictions(
+            modalities=("rgb",),
+            features=empty[:, None],
+            embeddings=None,
+            fused=empty,
+            weights=None,
+            logits=np.eye(2)[: len(keys)],
+            unimodal_logits=None,
+            present=empty == 0,
+            group=np.arange(len(keys)),
+            labels={"violence": np.arange(len(keys))},
+            degraded=empty,
+            keys=keys,
+        )
+
+    monkeypatch.setattr("crossgate.runs.promotion._predictions", seen)
+    for ask in (release_run, decide_on_run):
+        with pytest.raises(UserError, match="s3://clips/set: the gate .*'hurt'.*crossgate check s3://clips/set"):
+            ask(run(2))
 
 
 def test_the_card_says_on_what_it_was_measured(run: Callable[[int], Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from crossgate import environment
 from crossgate.cli import app
 from crossgate.recipe import dump_recipe, load_recipe, parse_recipe
+from crossgate.registry.predictor import Settings
 from crossgate.runs import predict, release
 from crossgate.runs.summary import describe_search
 
@@ -23,8 +24,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     seen: list[object] = []
 
     class Asked:
-        def __init__(self, model: Path) -> None:
-            seen.append(model)
+        def __init__(self, model: Path, settings: Settings) -> None:
+            seen.extend((model, settings))
 
         def predict(self, items: list[dict[str, str]]) -> pd.DataFrame:
             seen.extend(items)
@@ -37,7 +38,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_the_unit_of_depth_files_reaches_the_predictor(asked: list[object]) -> None:
     words = ["predict", "model", "a.mp4", "b.mp4", "--depth", "a.mkv", "--depth", "", "--depth-unit", "cm"]
     assert CliRunner().invoke(app, words).exit_code == 0
-    assert asked[1:] == [{"source": "a.mp4", "depth": "a.mkv", "depth_unit": "cm"}, {"source": "b.mp4"}]
+    assert asked[2:] == [{"source": "a.mp4", "depth": "a.mkv", "depth_unit": "cm"}, {"source": "b.mp4"}]
+
+
+def test_bounds_reach_the_predictor_and_what_is_not_given_has_its_default(asked: list[object]) -> None:
+    assert CliRunner().invoke(app, ["predict", "model", "a.mp4", "--seconds", "900"]).exit_code == 0
+    assert asked[1] == Settings(seconds=900)
 
 
 def test_a_job_finds_runs_where_jobs_leave_them(

@@ -30,9 +30,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     fixed = recipe.model_copy(deep=True)
     fixed.run.output = written(recipe.run.output)
     fixed.finetune.features = written(recipe.finetune.features)
-    fixed.tracking.uri = recipe.tracking.uri or environment.tracking_uri() or ""  # workers lack this variable
-    if fixed.tracking.uri.startswith(_SQLITE):
-        fixed.tracking.uri = _SQLITE + _absolute(fixed.tracking.uri.removeprefix(_SQLITE), _base())
+    fixed.tracking.uri = tracking_address(recipe.tracking.uri)
     for section, key in (
         (fixed.data, "index"),
         *((corpus, "index") for corpus in fixed.data.mix),
@@ -43,6 +41,14 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     ):
         setattr(section, key, read(getattr(section, key)))
     return fixed
+
+
+def tracking_address(given: str) -> str:
+    """Returns the tracking server that is given, else the environment's; empty where nobody names one."""
+    address = given or environment.tracking_uri() or ""  # workers lack this variable
+    if not address.startswith(_SQLITE):
+        return address
+    return _SQLITE + _absolute(address.removeprefix(_SQLITE), _base())
 
 
 def written(path: str) -> str:

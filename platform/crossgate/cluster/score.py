@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crossgate.cluster.paths import read, written
+from crossgate.cluster.paths import read, tracking_address, written
 from crossgate.cluster.session import ray_session, use_reserved, workers_need
 from crossgate.cluster.tasks import done_by_tasks
-from crossgate.config import ClusterConfig
+from crossgate.config import ClusterConfig, TrackingConfig
 from crossgate.errors import UserError
 from crossgate.runs import score as here
-from crossgate.runs.score import Progress, Scored, ScorePlan, score_unit
+from crossgate.runs.score import REGISTERED, Progress, Scored, ScorePlan, score_unit
 from crossgate.stream.storage import Store
+from crossgate.tracking import tracking_uri as default_server
 
 
 def score(
@@ -22,6 +23,7 @@ def score(
     *,
     unit: int = here.UNIT,
     tracking_uri: str = "",
+    bounds: Mapping[str, int] | None = None,
     progress: Progress | None = None,
     cluster: ClusterConfig | None = None,
 ) -> Scored:
@@ -30,7 +32,7 @@ def score(
     All machines must see the videos, the model and the folder for the table under the same names.
 
     Args:
-        model, source, out, unit, tracking_uri, progress: as `runs.score.score`.
+        model, source, out, unit, tracking_uri, bounds, progress: as `runs.score.score`.
         cluster: `address`, and the CPUs and GPUs that Ray reserves for one worker (None: the running cluster, else a
             private one).
 
@@ -43,20 +45,35 @@ def score(
         with ray_session(config, config.cpus_per_worker, workers_need(config, 1)) as ray:
             _as_tasks(ray, config, store, plan, units, step)
 
-    paths = _paths(model, source, out)
-    return here.score(*paths, unit=unit, tracking_uri=tracking_uri, progress=progress, spread=spread)
+    paths, server = _paths(model, source, out), _server(model, tracking_uri)
+    return here.score(*paths, unit=unit, tracking_uri=server, bounds=bounds, progress=progress, spread=spread)
 
 
 def score_here(
-    model: str, source: str, out: str, *, unit: int, tracking_uri: str = "", progress: Progress | None = None
+    model: str,
+    source: str,
+    out: str,
+    *,
+    unit: int,
+    tracking_uri: str = "",
+    bounds: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
 ) -> Scored:
     """Does the same in this process, without Ray."""
-    return here.score(*_paths(model, source, out), unit=unit, tracking_uri=tracking_uri, progress=progress)
+    paths, server = _paths(model, source, out), _server(model, tracking_uri)
+    return here.score(*paths, unit=unit, tracking_uri=server, bounds=bounds, progress=progress)
 
 
 def _paths(model: str, source: str, out: str) -> tuple[str, str, str]:
     """Returns what means the same at every start, wherever Ray starts it."""
-    return model if model.startswith("models:/") else read(model), read(source), written(out)
+    return model if model.startswith(REGISTERED) else read(model), read(source), written(out)
+
+
+def _server(model: str, given: str) -> str:
+    """Returns the whole address of a registered model's server: a worker would guess another one."""
+    if not model.startswith(REGISTERED):
+        return ""
+    return default_server(TrackingConfig(uri=tracking_address(given)), written("runs"))
 
 
 def _as_tasks(

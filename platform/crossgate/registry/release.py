@@ -79,11 +79,10 @@ def release(
     card, metrics, provenance = _finished_run(run_dir)
     name = config.name or f"crossgate-{card.task}"
     server = connect(tracking, run_dir.absolute().parent)
-    if known_run(run_dir):
-        deliver(run_dir, tracking)
+    deliver(run_dir, tracking)
     run_id = _run_on(server, run_dir)
+    decision = _decide(server, name, config, card, judge, frozen, renew)
     with explained(server, name):
-        decision = _decide(server, name, config, card, judge, frozen, renew)
         version = _released_before(server, name, card)
         fresh = version is None
         if version is None:
@@ -115,8 +114,7 @@ def decide(
     card, _, _ = _finished_run(Path(run_dir))
     name = config.name or f"crossgate-{card.task}"
     server = connect(tracking, Path(run_dir).absolute().parent)
-    with explained(server, name):
-        decision = _decide(server, name, config, card, judge, frozen, renew)
+    decision = _decide(server, name, config, card, judge, frozen, renew)
     return decision or Decision(True, (f"nobody competes for '{config.alias}'",))
 
 
@@ -129,17 +127,23 @@ def _decide(
     frozen: Frozen | None,
     renew: bool,
 ) -> Decision | None:
-    """Returns the gate's decision; None where the alias needs no gate."""
+    """Returns the gate's decision; None where the alias needs no gate.
+
+    Only what the registry is asked for is its own to explain: the gate has the models' and clips' failures.
+    """
     if judge is None or config.alias == CHALLENGER:
         return None
-    present = holder(server, name, config.alias)
+    with explained(server, name):
+        present = holder(server, name, config.alias)
     if present is None:
         return judge(None)
     number = int(present.version)
     if present.tags.get(_DIGEST_TAG) == card.digest:
         return Decision(True, (f"version {number}, the {config.alias}, has these very weights",), number)
-    note = check_frozen(server, name, frozen, renew) if frozen is not None else ""
-    with model_of(server, present) as folder:
+    with ExitStack() as stack:
+        with explained(server, name):
+            note = check_frozen(server, name, frozen, renew) if frozen is not None else ""
+            folder = stack.enter_context(model_of(server, present))
         decision = judge(folder)
     return replace(decision, champion=number, reasons=(*decision.reasons, *([note] if note else [])))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import pandas as pd
 from crossgate.config import TrackingConfig
 from crossgate.errors import UserError
 from crossgate.evaluation.tables import Table
-from crossgate.registry.predictor import Predictor
+from crossgate.registry.predictor import Predictor, Settings
 from crossgate.registry.release import load
 
 
@@ -25,6 +25,7 @@ def predict_videos(
     depth: Sequence[str] | None = None,
     units: Sequence[str] | None = None,
     tracking_uri: str = "",
+    bounds: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Returns one row a clip, as `registry.predictor.Predictor.predict`.
 
@@ -34,6 +35,7 @@ def predict_videos(
         depth: a depth file for each video; empty where there is none.
         units: what one step of each depth file means (None: millimetres).
         tracking_uri: server of a registered model.
+        bounds: fields of `registry.predictor.Settings` that are not to have their defaults.
 
     Raises:
         UserError: no such model, or depth files or their units that do not pair with videos.
@@ -47,8 +49,9 @@ def predict_videos(
         for video, beside, unit in zip(videos, depth or [""] * len(videos), units or ["mm"] * len(videos), strict=True)
     ]
     if model.startswith("models:/"):
-        return cast(pd.DataFrame, load(model, TrackingConfig(uri=tracking_uri)).predict(pd.DataFrame(items)))
-    return Predictor(Path(model)).predict(items)
+        registered = load(model, TrackingConfig(uri=tracking_uri), **(bounds or {}))
+        return cast(pd.DataFrame, registered.predict(pd.DataFrame(items)))
+    return Predictor(Path(model), Settings(**(bounds or {}))).predict(items)
 
 
 def format_rows(frame: pd.DataFrame) -> str:

@@ -41,10 +41,10 @@ def release_run(
     """
     recipe = _recipe(run, name, alias, tracking_uri, settings)
     from crossgate.registry.release import release
-    from crossgate.runs.promotion import frozen_set, judge
+    from crossgate.runs.promotion import frozen_set
 
     frozen = cache(partial(frozen_set, recipe))
-    return release(run, recipe.release, recipe.tracking, partial(judge, recipe, run), frozen, new_evaluation_set)
+    return release(run, recipe.release, recipe.tracking, partial(_judged, recipe, run), frozen, new_evaluation_set)
 
 
 def decide_on_run(
@@ -63,10 +63,30 @@ def decide_on_run(
     """
     recipe = _recipe(run, name, alias, tracking_uri, settings)
     from crossgate.registry.release import decide
-    from crossgate.runs.promotion import frozen_set, judge
+    from crossgate.runs.promotion import frozen_set
 
     frozen = cache(partial(frozen_set, recipe))
-    return decide(run, recipe.release, recipe.tracking, partial(judge, recipe, run), frozen, new_evaluation_set)
+    return decide(run, recipe.release, recipe.tracking, partial(_judged, recipe, run), frozen, new_evaluation_set)
+
+
+def _judged(recipe: Recipe, run: Path, champion: Path | None) -> Decision:
+    """Asks the gate.
+
+    Raises:
+        UserError: as `runs.promotion.judge`, and where the two cannot be compared clip by clip, such as for one that
+            only the champion could not decode.
+    """
+    from crossgate.runs.promotion import judge
+
+    try:
+        return judge(recipe, run, champion)
+    except ValueError as error:
+        index = recipe.release.index or recipe.data.index
+        raise UserError(
+            f"the gate cannot compare the run with the champion on this set ({error})",
+            where=index,
+            cure=f"see `crossgate check {index}`: pack its broken clips again, or name another set in release.index",
+        ) from error
 
 
 def _recipe(run: Path, name: str, alias: str, tracking_uri: str, settings: tuple[str, ...]) -> Recipe:

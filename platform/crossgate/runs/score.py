@@ -12,9 +12,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,18 +25,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossgate.config import TrackingConfig
-from crossgate.errors import UserError
+from crossgate.errors import Unreachable, UserError
 from crossgate.model.store import model_directory, read_card
+from crossgate.recipe import redacted
 from crossgate.registry.predictor import Predictor
 from crossgate.registry.release import fetched, pinned_version
-from crossgate.registry.sources import Settings
+from crossgate.registry.sources import Settings, name_of
 from crossgate.stream.storage import Store, open_store
 
 PLAN, TOTALS = "plan.json", "scores.json"
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 UNIT = 64
 """Videos in a part, by default."""
-_AT_ONCE = 8  # videos of a remote store that are held in memory
+REGISTERED = "models:/"
+_AT_ONCE = 8  # videos that are held in memory
+_HELD = 256 << 20  # bytes of them, after which no further one is fetched
+_USUAL = Settings()
+_AGAIN = "then start again: finished parts are kept"
 
 Progress = Callable[[int, int], None]
 
@@ -46,9 +53,10 @@ class ScorePlan:
     Attributes:
         model: ``models:/NAME/VERSION`` or a directory.
         digest: of the model's weights.
-        tracking_uri: server of a registered model.
+        tracking_uri: server of a registered model: as the present call names it; the file has it without password.
         source: folder or URL.
         units: names of the videos below it, a part of the table each.
+        megabytes, seconds: largest and longest video that is scored; any other is a row with an error.
     """
 
     model: str
@@ -56,6 +64,8 @@ class ScorePlan:
     tracking_uri: str
     source: str
     units: list[list[str]]
+    megabytes: int = _USUAL.megabytes
+    seconds: int = _USUAL.seconds
 
     @property
     def videos(self) -> int:
@@ -73,6 +83,8 @@ class Scored:
     """Rows of videos that could not be read."""
     digest: str
     """SHA-256 over the digests of all parts: the same videos and model give the same on the same kind of machine."""
+    model: str
+    """That scored them: ``models:/NAME/VERSION`` or a directory."""
 
 
 Spread = Callable[[Store, ScorePlan, Sequence[int], Callable[[int], None]], None]
@@ -86,6 +98,7 @@ def score(
     *,
     unit: int = UNIT,
     tracking_uri: str = "",
+    bounds: Mapping[str, int] | None = None,
     progress: Progress | None = None,
     spread: Spread | None = None,
 ) -> Scored:
@@ -98,14 +111,15 @@ def score(
         out: folder or ``s3://`` URL for the table.
         unit: videos in a part (of the first start).
         tracking_uri: server of a registered model.
+        bounds: `megabytes` and `seconds` of the plan where they are not the predictor's (of the first start).
         progress: ``step(done, total)`` in videos.
         spread: where units are scored (None: here, one after another).
 
     Raises:
-        UserError: nothing to score, or `out` is the table of another model or source.
+        UserError: nothing to score, or `out` is the table of another model or source, or of other bounds.
     """
     store = open_store(out)
-    plan = _plan(store, model, source, unit, tracking_uri)
+    plan = _plan(store, model, source, unit, tracking_uri, bounds or {})
     waiting = [number for number in range(len(plan.units)) if _finished(store, number) is None]
     done = plan.videos - sum(len(plan.units[number]) for number in waiting)
 
@@ -118,7 +132,8 @@ def score(
         (spread or _here)(store, plan, waiting, step)
     marks = [_mark(store, number) for number in range(len(plan.units))]
     digest = hashlib.sha256("".join(mark["sha256"] for mark in marks).encode()).hexdigest()
-    totals = Scored(plan.videos, sum(mark["rows"] for mark in marks), sum(mark["errors"] for mark in marks), digest)
+    rows, errors = (sum(mark[key] for mark in marks) for key in ("rows", "errors"))
+    totals = Scored(plan.videos, rows, errors, digest, plan.model)
     store.put(TOTALS, json.dumps(asdict(totals)).encode())
     return totals
 
@@ -127,16 +142,22 @@ def score_unit(store: Store, plan: ScorePlan, number: int) -> int:
     """Scores the videos of a unit, writes its part and then its mark; returns the number of videos.
 
     Raises:
-        UserError: the source or `store` cannot be reached, which is no fault of a video: start again later.
+        Unreachable: the source or `store` cannot be reached, which is no fault of a video.
+        UserError: the model cannot be had, or is not the plan's.
     """
-    predictor, names = _predictor(plan.model, plan.tracking_uri), plan.units[number]
+    predictor, names = (
+        _predictor(plan.model, plan.digest, plan.tracking_uri, plan.megabytes, plan.seconds),
+        plan.units[number],
+    )
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(names), _AT_ONCE):
-        given = [_item(plan.source, name, predictor.settings) for name in names[start : start + _AT_ONCE]]
+    for given in _batches(open_store(plan.source), names, predictor.settings):
         reasons = {item["name"]: reason for item, reason in given if reason}
+        in_memory = {item["name"]: name_of(item["source"]) for item, _ in given}
         for row in predictor.predict([item for item, _ in given]).to_dict(orient="records"):
-            reason = reasons.get(row["source"], row["error"])
-            rows.append({str(key): value for key, value in row.items()} | {"error": reason})
+            where = row["source"]
+            said = reasons.get(where) or row["error"]
+            error = said and said.replace(in_memory[where], where)
+            rows.append({str(key): value for key, value in row.items()} | {"error": error})
     table = _table(rows, predictor.card.classes, predictor.modalities)
     body = io.BytesIO()
     pq.write_table(table, body)
@@ -158,34 +179,66 @@ def _here(store: Store, plan: ScorePlan, units: Sequence[int], step: Callable[[i
 # ---- the plan --------------------------------------------------------------------------------------------------
 
 
-def _plan(store: Store, model: str, source: str, unit: int, tracking_uri: str) -> ScorePlan:
+def _plan(store: Store, model: str, source: str, unit: int, tracking_uri: str, bounds: Mapping[str, int]) -> ScorePlan:
     """Returns the plan of the first start, after a look whether it is still what is asked for."""
-    if store.exists(PLAN):
-        kept = ScorePlan(**json.loads(store.read(PLAN)))
-        _check_same(kept, store, model, source, tracking_uri)
-        return kept
-    names = sorted(_videos(source))
-    if not names:
-        raise UserError("no videos", where=source, expected=f"files ending in {', '.join(VIDEOS)}")
-    model, digest = _pinned(model, tracking_uri)
-    units = [names[start : start + unit] for start in range(0, len(names), unit)]
-    plan = ScorePlan(model, digest, tracking_uri, source, units)
-    store.put(PLAN, json.dumps(asdict(plan)).encode())
-    return plan
+    if not store.exists(PLAN):
+        names = sorted(_videos(source))
+        if not names:
+            raise UserError("no videos", where=source, expected=f"files ending in {', '.join(VIDEOS)}")
+        pinned, digest = _pinned(model, tracking_uri)
+        units = [names[start : start + unit] for start in range(0, len(names), unit)]
+        _write_once(store, ScorePlan(pinned, digest, redacted(tracking_uri), source, units, **bounds))
+    kept = ScorePlan(**json.loads(store.read(PLAN)))
+    _check_same(kept, store, model, source, bounds)
+    return replace(kept, tracking_uri=tracking_uri)
 
 
-def _check_same(kept: ScorePlan, store: Store, model: str, source: str, tracking_uri: str) -> None:
+def _write_once(store: Store, plan: ScorePlan) -> None:
+    """Writes the plan, unless another first start with the same table has by now; what is there then is the plan."""
+    body = json.dumps(asdict(plan)).encode()
+    if not store.local:
+        # The last one stays, and who reads it back goes on with it. A start that read its own before that goes on
+        # with its own: only where the list of videos or the alias changed in between do the two differ.
+        store.put(PLAN, body)
+        return
+    beside = f".{PLAN}-{secrets.token_hex(4)}"
+    store.put(beside, body)
+    try:
+        os.link(store.path(beside), store.path(PLAN))  # whole at once, and never over another
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links: as on object storage
+        store.put(PLAN, body)
+    finally:
+        store.delete(beside)
+
+
+def _check_same(kept: ScorePlan, store: Store, model: str, source: str, bounds: Mapping[str, int]) -> None:
     cure = "name another --out, or delete it"
     if source != kept.source:
         raise UserError(f"holds the scores of {kept.source}", where=store.url, cure=cure)
-    # An alias may have moved on since; the version that the table began with goes on.
-    if "@" not in model and _pinned(model, tracking_uri)[1] != kept.digest:
+    if not _is_of(kept, model):
         raise UserError(f"holds the scores of another model, {kept.model}", where=store.url, cure=cure)
+    for name, asked in bounds.items():
+        if asked != (fixed := getattr(kept, name)):
+            raise UserError(f"was begun with --{name} {fixed}, not {asked}", where=store.url, cure=cure)
+
+
+def _is_of(kept: ScorePlan, model: str) -> bool:
+    """Whether the table's model is the one that is asked for.
+
+    An alias may have moved on since: the version that the table began with goes on. A registered name is compared
+    without asking the server; whose weights it gives then, `_predictor` looks at.
+    """
+    if not model.startswith(REGISTERED):
+        return read_card(model_directory(model)).digest == kept.digest
+    name, at, _ = model.rpartition("@")
+    return kept.model.rpartition("/")[0] == name if at else kept.model == model
 
 
 def _pinned(model: str, tracking_uri: str) -> tuple[str, str]:
     """Returns the model under a name that always means the same, and its digest."""
-    if model.startswith("models:/"):
+    if model.startswith(REGISTERED):
         model = pinned_version(model, TrackingConfig(uri=tracking_uri))
         with fetched(model, TrackingConfig(uri=tracking_uri)) as folder:
             return model, read_card(folder).digest
@@ -198,10 +251,9 @@ def _videos(source: str) -> Iterator[str]:
     if store.local:
         if not os.path.isdir(store.url):
             raise UserError("no such folder", where=source, cure="check the path")
-        for folder, _, files in os.walk(store.url, followlinks=True):
-            for name in files:
-                if _is_video(name):
-                    yield os.path.relpath(os.path.join(folder, name), store.url)
+        for folder, files in _walk(store.url):
+            for name in filter(_is_video, files):
+                yield os.path.relpath(os.path.join(folder, name), store.url)
     elif store.url.startswith("s3://"):
         root = store.url.removeprefix("s3://")
         for path in store.fs.find(store.url):
@@ -209,6 +261,29 @@ def _videos(source: str) -> Iterator[str]:
                 yield str(path).removeprefix(f"{root}/")
     else:
         raise UserError("cannot be listed", where=source, expected="a folder or an s3:// URL")
+
+
+def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields every folder below with its files, each once however many links lead to it.
+
+    Raises:
+        Unreachable: a folder cannot be listed: its videos would be missing for ever. One that is not open to this user
+            is left out, such as the ``lost+found`` of a disk.
+    """
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, PermissionError | FileNotFoundError):
+            raise _away(error, error.filename) from None
+
+    seen: set[str] = set()
+    for folder, below, files in os.walk(root, followlinks=True, onerror=failed):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()  # which of several names a video has is the same at every start
+        yield folder, files
 
 
 def _is_video(name: str) -> bool:
@@ -219,36 +294,97 @@ def _is_video(name: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _predictor(model: str, tracking_uri: str) -> Predictor:
+def _predictor(model: str, digest: str, tracking_uri: str, megabytes: int, seconds: int) -> Predictor:
     """One a process: a worker scores many units."""
-    if not model.startswith("models:/"):
-        return Predictor(model)
     with ExitStack() as stack:
-        return Predictor(Path(stack.enter_context(fetched(model, TrackingConfig(uri=tracking_uri)))))
+        folder = Path(model)
+        if model.startswith(REGISTERED):
+            folder = stack.enter_context(fetched(model, TrackingConfig(uri=tracking_uri)))
+        predictor = Predictor(folder, Settings(megabytes=megabytes, seconds=seconds))
+    if predictor.card.digest != digest:
+        raise UserError(
+            "is not the model that the table began with: it has other weights",
+            where=model,
+            cure="check the path or --tracking-uri, or name another --out",
+        )
+    return predictor
 
 
-def _item(source: str, name: str, settings: Settings) -> tuple[dict[str, Any], str]:
+def _batches(store: Store, names: Sequence[str], settings: Settings) -> Iterator[list[tuple[dict[str, Any], str]]]:
+    """Yields the items of a unit with their reasons, as many at once as may be in memory."""
+    batch: list[tuple[dict[str, Any], str]] = []
+    for name in names:
+        batch.append(_item(store, name, settings))
+        if len(batch) == _AT_ONCE or sum(len(item["source"] or b"") for item, _ in batch) >= _HELD:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _item(store: Store, name: str, settings: Settings) -> tuple[dict[str, Any], str]:
     """Returns what the predictor is given, and why it cannot be scored.
 
-    A remote video is fetched here, so that an outage stops the work and does not become a row; none is that is larger
-    than the predictor takes.
+    The video is read here, whole, so that an outage stops the work and does not become a row: what a decoder says of
+    a file that its disk does not give is what it says of a bad one, or that the video ends there. None is read that is
+    larger than the predictor takes.
+
+    Raises:
+        Unreachable: the folder or store does not give it, which is no fault of the video.
     """
-    store = open_store(source)
     where = store.path(name)
-    if store.local:
-        return {"source": where, "name": where}, ""
     nothing = {"source": None, "name": where}
-    if not store.exists(name):
+    size = _size(store, name)
+    if size is None:
         return nothing, str(UserError("gone since the list was made", where=where))
-    size = store.size(name)
     if size > settings.megabytes << 20:
         return nothing, str(UserError(f"{size} bytes", where=where, expected=f"at most {settings.megabytes} MB"))
-    return {"source": store.read(name), "name": where}, ""
+    return {"source": _read(store, name), "name": where}, ""
+
+
+def _size(store: Store, name: str) -> int | None:
+    """Returns the bytes of a video; None where a source that is there has no such file any more."""
+    if not store.local:
+        return store.size(name) if store.exists(name) else None
+    try:
+        found = os.stat(store.path(name))
+        return found.st_size if stat.S_ISREG(found.st_mode) else None  # reading a pipe would never end
+    except (FileNotFoundError, NotADirectoryError):
+        _check_mounted(store.url)
+        return None
+    except OSError as error:
+        raise _away(error, store.path(name)) from None
+
+
+def _read(store: Store, name: str) -> bytes:
+    if not store.local:
+        return store.read(name)
+    try:
+        return Path(store.path(name)).read_bytes()
+    except OSError as error:
+        raise _away(error, store.path(name)) from None
+
+
+def _check_mounted(folder: str) -> None:
+    """Raises `Unreachable` for a folder that is not there, or empty, as the place of a mount is without it."""
+    try:
+        with os.scandir(folder) as entries:
+            found = "" if next(entries, None) else "it is empty"
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found:
+        cure = f"mount it on every machine that scores, {_AGAIN}"
+        raise Unreachable(f"the videos are not there ({found})", where=folder, cure=cure)
+
+
+def _away(error: OSError, where: str) -> Unreachable:
+    cure = f"check its disk, its mount and who may read it, or take it away, {_AGAIN}"
+    return Unreachable(f"cannot be read ({error.strerror or error})", where=where, cure=cure)
 
 
 def _table(rows: Sequence[dict[str, Any]], classes: Sequence[str], modalities: Sequence[str]) -> pa.Table:
     columns: dict[str, pa.Array] = {
-        "source": pa.array([row["source"] for row in rows], pa.string()),
+        "source": pa.array([_text(row["source"]) for row in rows], pa.string()),
         "start_s": pa.array([row["start_s"] for row in rows], pa.float64()),
         "label": pa.array([row["label"] for row in rows], pa.string()),
         "score": pa.array([_number(row["score"]) for row in rows], pa.float32()),
@@ -258,8 +394,13 @@ def _table(rows: Sequence[dict[str, Any]], classes: Sequence[str], modalities: S
             values = [_number((row[kind] or {}).get(name)) for row in rows]
             columns[f"{kind.rstrip('s')}_{name}"] = pa.array(values, pa.float32())
     columns["modalities"] = pa.array([row["modalities"] for row in rows], pa.list_(pa.string()))
-    columns["error"] = pa.array([row["error"] for row in rows], pa.string())
+    columns["error"] = pa.array([row["error"] and _text(row["error"]) for row in rows], pa.string())
     return pa.table(columns)
+
+
+def _text(value: str) -> str:
+    """Returns a file's name as text: bytes of it that are none show as replacement characters."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _number(value: float | None) -> float | None:
