@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_road import tiny_tree, write_recipe
+from tiny_road import other_class_order, tiny_tree, write_recipe
 
 from crossgate.batch import ClipBatch
 from crossgate.cluster.ray_train import launch
@@ -67,8 +67,12 @@ def test_each_clip_comes_at_most_once_an_epoch_and_all_do_with_wrap(clips: int, 
     after=st.sampled_from([1, 2]),
 )
 @settings(max_examples=25, deadline=None)
-def test_global_batches_do_not_depend_on_ranks_or_restarts(ranks: int, parts: int, stop: int, after: int) -> None:
-    straight = [batch.clip.tolist() for batch in islice(loader(30, 8), 12)]
+def test_what_is_accumulated_together_does_not_depend_on_ranks_or_restarts(
+    ranks: int, parts: int, stop: int, after: int
+) -> None:
+    straight = [batch.clip.tolist() for batch in islice(loader(30, 8, parts=parts), 12 * parts)]
+    whole = [batch.clip.tolist() for batch in islice(loader(30, 8), 12)]
+    assert [clip for part in straight for clip in part] == [clip for batch in whole for clip in batch]
     state = None
     seen: list[list[int]] = []
     for count, steps in ((ranks, stop), (after, 12 - stop)):
@@ -80,8 +84,7 @@ def test_global_batches_do_not_depend_on_ranks_or_restarts(ranks: int, parts: in
                 one.load_state_dict(state)
         shares = [[b.clip.tolist() for b in islice(one, steps * parts)] for one in own]
         state = own[0].state_dict()
-        for s in range(steps):
-            seen.append([clip for share in shares for part in share[s * parts : (s + 1) * parts] for clip in part])
+        seen += [[clip for part in together for clip in part] for together in zip(*shares, strict=True)]
     assert seen == straight
 
 
@@ -99,10 +102,11 @@ def frozen(road: Path, tmp_path_factory: pytest.TempPathFactory):
     """A finished run on kept features, and what makes another one."""
     folder = tmp_path_factory.mktemp("frozen")
 
-    def start(name: str, backbone: str = "test_convnext", **finetune: object) -> Path:
+    def start(name: str, backbone: str = "test_convnext", data: dict | None = None, **finetune: object) -> Path:
         keys = {"task": "violence", "freeze": True, "features": str(folder / "features"), **finetune}
         tree = tiny_tree(road, folder, "finetune", finetune=keys, run={"output": str(folder), "name": name})
         tree["model"]["encoders"]["rgb"]["backbone"] = backbone
+        tree["data"] |= data or {}
         launch(write_recipe(folder / f"{name}.yaml", tree))
         return folder / name
 
@@ -140,6 +144,20 @@ def test_features_belong_to_the_encoders_not_to_the_run(frozen) -> None:
     assert set(folder.glob("*.safetensors")) == before
     start("other-encoders", backbone="test_vit")
     assert len(set(folder.glob("*.safetensors"))) == 2 * len(before)
+
+
+def test_features_are_not_taken_over_where_classes_have_other_numbers(road: Path, frozen, tmp_path: Path) -> None:
+    directory, start = frozen
+    kept = set((directory.parent / "features").glob("train-*.safetensors"))
+    data = {"index": str(other_class_order(road / "shards", tmp_path / "turned"))}
+    start("other-order", data=data)
+    (new,) = set((directory.parent / "features").glob("train-*.safetensors")) - kept
+    before, after = (features._read(path) for path in (next(iter(kept)), new))
+    assert after.keys == before.keys
+    known = before.labels["violence"] >= 0
+    assert torch.equal(after.labels["violence"][known], 1 - before.labels["violence"][known])
+    with pytest.raises(UserError, match=r"other features \(features\).*classes of its beginning"):
+        start("other-order")  # now on the index of before
 
 
 def test_damaged_features_are_named(frozen) -> None:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_road import tiny_tree, write_recipe
+import yaml
+from tiny_road import other_class_order, tiny_tree, write_recipe
 from typer.testing import CliRunner
 
 from crossgate.cli import app
@@ -175,6 +176,20 @@ def test_classes_of_another_index_are_refused(road: Path, finetuned: Path, tmp_p
     sections = {"evaluation": {"model": str(other)}}
     with pytest.raises(UserError, match="violence"):
         launch(write_recipe(tmp_path / "other.yaml", tiny_tree(road, tmp_path, "evaluate", **sections)))
+
+
+def test_a_run_does_not_go_on_where_classes_have_other_numbers(road: Path, finetuned: Path, tmp_path: Path) -> None:
+    """The shards' digest is the same, so that the loader would go on; but the head means other classes."""
+    shutil.copytree(finetuned, tmp_path / "moved" / finetuned.name)
+    tree = yaml.safe_load((finetuned / "recipe.yaml").read_text())
+    tree["run"]["output"], tree["data"]["index"] = str(tmp_path / "moved"), str(tmp_path / "turned")
+    other_class_order(road / "shards", tmp_path / "turned")
+    with pytest.raises(
+        UserError, match=r"turned: class 0 of the checkpoint \S+ is 'fight', of the index 'nofight'; exp"
+    ):
+        launch(write_recipe(tmp_path / "turned.yaml", tree))
+    tree["data"]["index"] = str(road / "shards")
+    launch(write_recipe(tmp_path / "same.yaml", tree))
 
 
 def test_a_run_refused_after_it_was_opened_leaves_no_folder(road: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from crossgate.config import ClipConfig, EncoderConfig, ModelConfig, Recipe
 from crossgate.modality import MODALITIES
 from crossgate.model.store import ModelCard, build_model, save_model
 from crossgate.recipe import load_recipe
+from crossgate.stream.index import Index, write_index
 
 
 def tiny_tree(road: Path, output: Path, kind: str, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -34,6 +36,17 @@ def write_recipe(path: Path, tree: dict[str, Any]) -> Recipe:
     """Writes the tree to a file and loads it as a user's recipe."""
     path.write_text(yaml.safe_dump(tree))
     return load_recipe(path)
+
+
+def other_class_order(shards: Path, folder: Path) -> Path:
+    """Copies shards under an index that numbers the classes of `violence` the other way round."""
+    shutil.copytree(shards, folder)
+    before = Index.load(str(folder))
+    turned = {**before.vocabularies, "violence": before.vocabularies["violence"][::-1]}
+    after = write_index(str(folder), before.names, vocabularies=turned)
+    assert after.vocabularies["violence"] == ["nofight", "fight"]
+    assert after.digest == before.digest, "the schedule is the same"
+    return folder
 
 
 def tiny_classifier(folder: Path, seconds: float, modalities: tuple[str, ...] = ("rgb", "flow")) -> Path:

@@ -10,6 +10,7 @@ import layouts
 import pytest
 from manifest_of import listing
 
+from crossgate.evaluation.classifier_sections import NAMES
 from crossgate.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,14 @@ def test_recipe_fits_the_adapter(path: Path, tmp_path: Path, tiny: bytes) -> Non
         "published with both sides"
     )
     assert ("depth" in recipe.data.clip.modalities) == ("--depth" in head(path))
+
+
+@pytest.mark.parametrize("stem", ["rwf2000", "hockey", "surveillance"])
+def test_the_accuracy_to_compare_with_a_published_one_is_named(stem: str) -> None:
+    """`test/accuracy` of two classes is at a threshold that validation chose; the published ones take the likelier."""
+    protocol = head(ROOT / "jobs" / "recipes" / "public" / f"{stem}.yaml").partition("protocol:")[2]
+    assert "accuracy of the likelier class (test/accuracy_argmax;" in protocol
+    assert "accuracy_argmax" in NAMES
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

@@ -70,6 +70,33 @@ def test_a_blend_of_another_length_is_refused(small: ModuleType) -> None:
         built(small, blend=(1.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("idle", "complaint"),
+    [
+        ({"unimodal_weight": 0.0}, r"heads of rgb, flow, audio, depth say.* above 0 in finetune\.unimodal_weight, or"),
+        ({"blend": (1.0, 0.1, 0.0, 0.1, 0.1)}, r"heads of flow say.* above 0 in finetune\.blend, or"),
+        ({"blend": (0.0, 0.1, 0.0, 0.1, 0.1)}, r"heads of flow say.* above 0 in finetune\.blend, or"),
+    ],
+)
+def test_encoders_are_not_slowed_by_heads_that_do_not_learn(small: ModuleType, idle: dict, complaint: str) -> None:
+    with pytest.raises(UserError, match=rf"^finetune\.modulation: it goes by what the {complaint} set finetune.modul"):
+        built(small, modulation=0.5, **idle)
+    built(small, **idle)
+
+
+def test_heads_whose_scores_are_fused_learn_without_a_loss_of_their_own(small: ModuleType) -> None:
+    fusion = {"fusion": {"name": "average_probabilities"}}
+    recipe = small.recipe("finetune", **fusion, finetune={"modulation": 0.5, "unimodal_weight": 0.0})
+    slopes, _ = gradients(build_task(recipe, small.VOCABULARIES), small.clips(recipe))
+    heads = {
+        name.split("unimodal_heads.")[1].split(".")[0] for name, s in slopes.items() if "_heads" in name and s.any()
+    }
+    assert heads == set(recipe.data.clip.modalities)
+    recipe = small.recipe("finetune", **fusion, finetune={"modulation": 0.5, "blend": (0.0, 0.0, 1.0, 1.0, 1.0)})
+    with pytest.raises(UserError, match="heads of rgb say"):
+        build_task(recipe, small.VOCABULARIES)
+
+
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_efficientnet"])
 def test_every_weight_gets_the_formula_of_gradient_modulation_and_noise(small: ModuleType, backbone: str) -> None:
     """OGM-GE written out with NumPy at the encoders' output, taken to each weight by the chain rule."""

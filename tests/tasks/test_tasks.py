@@ -70,6 +70,20 @@ def test_report_holds_detached_scalars_under_plain_names(small: ModuleType, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_equal_weights_are_reported_as_equal_under_modality_dropout(small: ModuleType, kind: str) -> None:
+    recipe = small.recipe(kind, fusion={"name": "mean", "modality_dropout": 0.5})
+    task, batch = build_task(recipe, small.VOCABULARIES), small.clips(recipe)
+    visible = task.model.network.hide(batch.present, task.draws(batch))
+    task.forwards.zero_()
+    assert (visible != batch.present).any()
+    _, report = task(batch)
+    assert report["gate/entropy"] == pytest.approx(1)
+    weights = visible / visible.sum(1, keepdim=True).clamp(min=1)
+    for m, name in enumerate(recipe.data.clip.modalities):
+        assert report[f"gate/weight_{name}"] == pytest.approx(weights[visible[:, m], m].mean().item()), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_removing_a_corrupt_clip_changes_nothing(small: ModuleType, kind: str) -> None:
     recipe = small.recipe(kind)
     task, batch = build_task(recipe, small.VOCABULARIES), small.clips(recipe)

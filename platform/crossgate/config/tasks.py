@@ -78,6 +78,9 @@ class FinetuneConfig(Config):
     """As in torch's cross_entropy."""
     balance: bool = False
     """Weigh classes by their inverse frequency."""
+    measure_train: bool = False
+    """Each validation also takes the losses of training clips as it takes its own (`train/nll`, which `crossgate blend`
+    needs): of `evaluation.clips` at most, nothing hidden, augmented or smoothed."""
     encoder_lr_scale: Annotated[float, Field(ge=0)] = 0.3
     """Learning rate of the pretrained encoders relative to `optim.lr`."""
 

@@ -10,63 +10,78 @@ from crossgate.errors import UserError
 from crossgate.modality import MODALITIES
 from crossgate.training.metrics import read_metrics
 
+NOISE = 0.01
+"""Nats; the square of a smaller growth of overfitting would be divided by, and chance alone decide the weights."""
+
 
 def estimate_blend(run_dir: Path) -> dict[str, float]:
     """Returns head (`fused`, then modalities) -> weight, from the run's first validation to its last.
 
-    Training losses are the last that were logged up to either validation.
-
     Raises:
-        UserError: for a run that did not validate twice with losses logged before, or where no head got better.
+        UserError: for a run that did not measure training clips twice with validation's, where no head got better, or
+            where one did whose overfitting is too small to be told from noise.
     """
-    trained: dict[str, Any] = {}
-    points: list[tuple[dict[str, Any], dict[str, Any]]] = []  # last line of training before it, line of a validation
-    for line in read_metrics(run_dir):
-        if _measured(line) and trained:
-            points.append((trained, line))
-        if line.get("train/loss/fused") is not None:
-            trained = line
-    if len(points) < 2:
+    first, last = _ends(run_dir)
+    modalities = [name for name in _measured(first) if name in _measured(last)]
+    heads = ("fused", *modalities)
+    keys = ("nll", *(f"nll_{name}" for name in modalities))
+    gains = [first[f"val/{key}"] - last[f"val/{key}"] for key in keys]
+    gaps = [_gap(last, key) - _gap(first, key) for key in keys]
+    steps = f"between steps {first['step']} and {last['step']}"
+    if max(gains) <= 0:
+        raise UserError(f"no head got better on validation {steps}", where=str(run_dir), cure="train for longer")
+    vague = [head for head, gain, gap in zip(heads, gains, gaps) if gain > 0 and gap < NOISE]
+    if vague:
         raise UserError(
-            f"{len(points)} validations of modalities' heads with training losses logged before them",
+            f"what {', '.join(vague)} overfits cannot be told from noise: {steps} validation's loss above training's "
+            f"grew by less than {NOISE} nats, whose square would decide all weights",
             where=str(run_dir),
-            expected="two or more",
-            cure="train with a smaller training.eval_every, and training.log_every no larger",
+            cure="train for longer, or keep finetune.unimodal_weight",
         )
-    first, last = points[0], points[-1]
-    modalities = _measured(last[1])
-    keys = ["val/nll", *(f"val/nll_{name}" for name in modalities)]
-    train = [[line[f"train/loss/{head}"] for head in ("fused", *modalities)] for line, _ in (first, last)]
-    val = [[line[key] for key in keys] for _, line in (first, last)]
-    weights = blend_weights(train[0], val[0], train[1], val[1])
-    if not any(weights):
-        steps = f"steps {first[1]['step']} and {last[1]['step']}"
-        raise UserError(
-            f"no head got better on validation between {steps}", where=str(run_dir), cure="train for longer"
-        )
-    return dict(zip(("fused", *modalities), weights))
+    return dict(zip(heads, blend_weights(gains, gaps)))
 
 
-def blend_weights(
-    first_train: Sequence[float], first_val: Sequence[float], last_train: Sequence[float], last_val: Sequence[float]
-) -> list[float]:
-    """Returns how much the loss of each head should count, in sum 1; all 0 where no head got better.
+def blend_weights(gains: Sequence[float], gaps: Sequence[float]) -> list[float]:
+    """Returns how much the loss of each head should count, in sum 1.
 
-    Gradient-Blending (Wang et al. 2020, arXiv 1905.12681, section 3.2): ``w_k ~ G_k / O_k^2``, where between two points
-    of training ``G`` is by how much the loss fell on validation clips and ``O`` by how much the gap between validation
-    and training loss grew. A head that got worse on validation gets nothing. A gap that grew by less than a hundredth
-    counts as a hundredth: below that the estimate is noise, and its square would decide alone.
+    Gradient-Blending (Wang et al. 2020, arXiv 1905.12681, section 3.2): ``w_k ~ G_k / O_k^2``. A head that got worse on
+    validation gets nothing.
 
     Args:
-        first_train, first_val, last_train, last_val: losses of the heads in nats, at the two points.
+        gains: ``G``, by how much the heads' losses fell on validation clips between two points of training; one of
+            them above 0.
+        gaps: ``O``, by how much the gap between validation and training loss grew; above 0 where the gain is.
     """
-    gains = [max(before - after, 0.0) for before, after in zip(first_val, last_val)]
-    gaps = [max((v1 - t1) - (v0 - t0), 0.01) for t0, v0, t1, v1 in zip(first_train, first_val, last_train, last_val)]
-    shares = [gain / gap**2 for gain, gap in zip(gains, gaps)]
-    total = sum(shares)
-    return [share / total if total else 0.0 for share in shares]
+    shares = [gain / gap**2 if gain > 0 else 0.0 for gain, gap in zip(gains, gaps)]
+    return [share / sum(shares) for share in shares]
+
+
+def _ends(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the first and last line of metrics with losses of validation and of training clips."""
+    lines = read_metrics(run_dir)
+    points = [line for line in lines if _measured(line)]
+    if not points and any("val/nll" in line for line in lines):
+        raise UserError(
+            "no validation measured training clips as well, without which overfitting is not known",
+            where=str(run_dir),
+            cure="train with finetune.measure_train=true",
+        )
+    if len(points) < 2:
+        raise UserError(
+            f"{len(points)} validations of modalities' heads",
+            where=str(run_dir),
+            expected="two or more",
+            cure="train with a smaller training.eval_every",
+        )
+    return points[0], points[-1]
+
+
+def _gap(line: dict[str, Any], key: str) -> float:
+    """By how much validation's loss lies above that of training clips."""
+    return line[f"val/{key}"] - line[f"train/{key}"]
 
 
 def _measured(line: dict[str, Any]) -> list[str]:
-    """Returns the modalities whose heads a validation measured."""
-    return [name for name in MODALITIES if line.get(f"val/nll_{name}") is not None]
+    """Returns the modalities whose heads were measured, on validation and on training clips."""
+    keys = {name: (f"val/nll_{name}", f"train/nll_{name}") for name in MODALITIES}
+    return [name for name, both in keys.items() if all(line.get(key) is not None for key in both)]

@@ -1,8 +1,9 @@
 """Features of frozen encoders: computed once, kept on disk, trained on from memory.
 
 With frozen encoders only gate, fusion and heads learn, so every clip needs to be decoded and encoded once, not once an
-epoch and a trial. A set of features is named by all that it depends on: the encoders' weights, the index, the splits
-and the clip's shape. Runs that name the same folder share it; whoever comes first computes, the others wait.
+epoch and a trial. A set of features is named by all that it depends on: the encoders' weights, the index and how it
+numbers labels, the splits and the clip's shape. Runs that name the same folder share it; whoever comes first computes,
+the others wait.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ STATE_VERSION = 2
 def keep_features(network: MultimodalNetwork, run: RunContext, parts: tuple[Part, ...]) -> str:
     """Puts the features of these parts of the data into `run.kept`, from disk where they are known already.
 
-    Returns a digest of what all of them depend on: encoders, index and the clip's shape.
+    Returns a digest of what all of them depend on: encoders, index, its vocabularies and the clip's shape.
 
     Args:
         network: with frozen encoders, on the run's device.
@@ -84,7 +85,8 @@ class FeatureLoader:
         splits = ",".join(data.train)
         self._identity = {"features": identity, "splits": splits, "clips": len(table), "seed": seed}
         self._table, self._batch, self._seed = table, data.global_batch, seed
-        self._share, self._rank, self._micro = data.global_batch // ranks, rank, micro_batch
+        self._rank, self._ranks, self._micro = rank, ranks, micro_batch
+        self._parts = data.global_batch // (ranks * micro_batch)
         whole, rest = divmod(len(table), data.global_batch)
         self.steps_per_epoch = whole + (1 if rest and data.tail == "wrap" else 0)
         if not self.steps_per_epoch:
@@ -101,14 +103,15 @@ class FeatureLoader:
             order = np.resize(order, self.steps_per_epoch * self._batch)
             epoch = self._epoch
             while self._epoch == epoch:
-                start = self._step * self._batch + self._rank * self._share
-                own = order[start : start + self._share]
                 position = divmod(epoch * self.steps_per_epoch + self._step + 1, self.steps_per_epoch)
-                for first in range(0, self._share, self._micro):
-                    if first + self._micro >= self._share:
+                start = self._step * self._batch
+                for part in range(self._parts):
+                    # As `Schedule.slots`: what is accumulated together does not depend on the number of ranks.
+                    first = start + (part * self._ranks + self._rank) * self._micro
+                    if part + 1 == self._parts:
                         self._epoch, self._step = position
                     self._clips += self._micro
-                    yield self._table.select(torch.from_numpy(own[first : first + self._micro]))
+                    yield self._table.select(torch.from_numpy(order[first : first + self._micro]))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the next step that was not handed over."""
@@ -126,7 +129,7 @@ class FeatureLoader:
             raise UserError(
                 f"the checkpoint belongs to other features ({other[0]})",
                 where="data",
-                cure="resume with the encoders, settings and shards that the run began with, or start a new run",
+                cure="resume with the encoders, settings, shards and classes of its beginning, or start a new run",
             )
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
@@ -143,6 +146,7 @@ class FeatureLoader:
 
 def _identity(network: MultimodalNetwork, run: RunContext) -> str:
     digest = hashlib.sha256(run.index.digest.encode())
+    digest.update(json.dumps(run.index.vocabularies, sort_keys=True).encode())  # the kept labels are numbers
     digest.update(run.recipe.data.clip.model_dump_json().encode())
     for name, tensor in sorted(network.encoders.state_dict().items()):
         digest.update(name.encode())

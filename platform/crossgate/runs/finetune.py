@@ -188,13 +188,22 @@ def selection_metric(classes: Sequence[str], positive: str) -> str:
 
 
 def _validate(task: Task, context: RunContext) -> dict[str, float]:
-    val = predict_splits(task, context, "val", context.recipe.evaluation.clips)
-    return {} if val is None else _scores(val, context)
+    recipe = context.recipe
+    val = predict_splits(task, context, "val", recipe.evaluation.clips)
+    train = predict_splits(task, context, "train", recipe.evaluation.clips) if recipe.finetune.measure_train else None
+    found = {} if val is None else _scores(val, context)
+    return found if train is None else found | _log_losses(train, context)
 
 
 def _scores(val: Predictions, context: RunContext) -> dict[str, float]:
     recipe, name = context.recipe, context.recipe.finetune.task
     return classifier_scores(val, name, context.index.vocabularies[name], recipe.finetune.positive, recipe.evaluation)
+
+
+def _log_losses(train: Predictions, context: RunContext) -> dict[str, float]:
+    """Log losses of training clips, by the names of validation's."""
+    found = _scores(train, context)
+    return {f"train/{name.removeprefix('val/')}": loss for name, loss in found.items() if name.startswith("val/nll")}
 
 
 def _keep_threshold(result: FitResult, scores: Mapping[str, float]) -> None:

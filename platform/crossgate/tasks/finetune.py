@@ -33,7 +33,8 @@ class FinetuneTask(Task):
         warm_start: what was taken from `finetune.init`, or None.
 
     Raises:
-        UserError: for a backbone or fusion that cannot be used, or an `init` that cannot be read or does not fit.
+        UserError: for a backbone or fusion that cannot be used, an `init` that cannot be read or does not fit, or a
+            modulation by heads that do not learn.
     """
 
     model: Classifier
@@ -54,7 +55,13 @@ class FinetuneTask(Task):
         self.label_smoothing = config.label_smoothing
         self.modulation, self.modulation_noise = config.modulation, config.modulation_noise
         self.blend = _blend(config, self.modalities)
+        self._refuse_idle_heads(config)
         self.register_buffer("class_weights", class_weights, persistent=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the logits."""
+        return self.model.classes
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Report]:
         step = self.step  # of this forward pass, which `draws` counts
@@ -72,6 +79,19 @@ class FinetuneTask(Task):
         loss, gate = self.regularised(loss, output.weights, output.routing, output.visible)
         slowed = self._slowed(output, labels, batch.clip, step)
         return loss, self._report(loss, losses.detach(), output, labels) | gate | slowed
+
+    def _refuse_idle_heads(self, config: FinetuneConfig) -> None:
+        """A head learns by its own loss, or by the fused one where the fusion mixes what the heads say."""
+        fused, *own = self.blend
+        idle = [name for name, weight in zip(self.modalities, own) if not weight]
+        if not config.modulation or not idle or (fused and self.model.network.fusion.needs_logits):
+            return
+        key = "finetune.blend" if config.blend else "finetune.unimodal_weight"
+        raise UserError(
+            f"it goes by what the heads of {', '.join(idle)} say, which do not learn: their weight in {key} is 0",
+            where="finetune.modulation",
+            cure=f"give them a weight above 0 in {key}, or set finetune.modulation to 0",
+        )
 
     def _slowed(self, output: ClassifierOutput, labels: Tensor, clip: Tensor, step: Tensor) -> Report:
         """Scales the gradient that each encoder will get, and adds noise to it, where the recipe asks for it."""
@@ -93,7 +113,7 @@ class FinetuneTask(Task):
         names = self.modalities
         report = {"loss/total": loss.detach(), "loss/fused": losses[0]}
         report |= {f"loss/{name}": value for name, value in zip(names, losses[1:])}
-        measured = gate_measures(names, output.weights, output.present)
+        measured = gate_measures(names, output.weights, output.visible)
         labelled = (labels >= 0) & output.present.any(1)
         measured["accuracy"] = _hits(output.logits, labels, labelled)
         for m, name in enumerate(names):

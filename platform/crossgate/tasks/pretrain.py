@@ -91,7 +91,7 @@ class PretrainTask(Task):
             contrast, alike["loss/agreement"] = contrast + self.agreement_weight * found, found.detach()
         loss, gate = self.regularised(contrast, weights, routing, facts["visible"])
         loss = self.contrast * loss
-        measured = gate_measures(self.modalities, weights, facts["present"])
+        measured = gate_measures(self.modalities, weights, facts["visible"])
         if self.pretext is not None:
             mixed, asked = self.pretext.score(rows, facts["pretext"], facts["present"])
             loss, gate["loss/pretext"] = loss + self.pretext_weight * mixed, mixed.detach()

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ class Manifest:
     best_value: float | None = None
     loss_scale: dict[str, float] = field(default_factory=dict)
     """Where the search for fp16's scale of losses stood."""
+    classes: Sequence[str] = ()
+    """Names of the heads' outputs, in order: the shards do not tell in which order their index numbers classes."""
     code: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Relative path -> size and sha256."""
@@ -287,7 +290,7 @@ def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World
     """Writes a checkpoint; it is visible under its name only when whole. Every rank calls it.
 
     Args:
-        manifest: everything but `files` and `code`, which are filled in here.
+        manifest: everything but `files`, `classes` and `code`, which are filled in here.
         weights: also write the whole fp32 task, for the model that evaluation and release read.
 
     Raises:
@@ -314,7 +317,8 @@ def save_checkpoint(engine: Any, run_dir: Path, manifest: Manifest, world: World
     world.barrier()
     files = _digests(partial, world)
     if world.leads:
-        described = asdict(manifest) | {"files": files, "code": _code_version()}
+        classes = _classes(engine)
+        described = asdict(manifest) | {"files": files, "classes": classes, "code": _code_version()}
         with writing("a checkpoint", partial):
             write_atomically(partial / MANIFEST, json.dumps(described, indent=1))
             sync(partial / STATE)
@@ -334,11 +338,13 @@ def restore(engine: Any, checkpoint: Checkpoint, recipe: Recipe, world: World) -
         recipe: of the whole run.
 
     Raises:
-        UserError: when the checkpoint was made by another recipe, or a version with another model or format.
+        UserError: when the checkpoint was made by another recipe, for other classes, or by a version with another model
+            or format.
     """
     manifest = checkpoint.manifest
     if manifest.recipe != recipe_digest(as_of(recipe, manifest.step)):
         raise _other_recipe(checkpoint.path.parents[1], recipe)
+    _refuse_other_classes(checkpoint, _classes(engine), recipe)
     try:
         with PieceReader(checkpoint.path / STATE) as saved:
             saved.check_names(set(engine.module.task.state_dict(keep_vars=True)))
@@ -381,6 +387,26 @@ def prune(run_dir: Path, keep: int, saved_step: int, best_step: int, busy: str =
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------
+
+
+def _classes(engine: Any) -> list[str]:
+    """Returns the classes that the task's heads tell apart; none for a task without labels."""
+    return list(getattr(engine.module.task, "classes", ()))
+
+
+def _refuse_other_classes(checkpoint: Checkpoint, classes: Sequence[str], recipe: Recipe) -> None:
+    saved = checkpoint.manifest.classes  # empty in checkpoints of versions that did not note them
+    if not saved or list(saved) == list(classes):
+        return
+    place, (was, now) = next(
+        (place, pair) for place, pair in enumerate(zip_longest(saved, classes, fillvalue="")) if pair[0] != pair[1]
+    )
+    raise UserError(
+        f"class {place} of the checkpoint {checkpoint.path} is {was!r}, of the index {now!r}",
+        where=recipe.data.index,
+        expected="the classes that the run began with, in their order",
+        cure="pack again with their --classes, or set another run.name",
+    )
 
 
 def _random(folder: Path, world: World) -> Path:
