@@ -102,6 +102,13 @@ def classwise(f: Any, c: Clip) -> Tensor:
     return torch.stack([logits(softmax({m: scores[m, k] for m in c.here}), c)[k] for k in range(K)])
 
 
+def classwise_probabilities(f: Any, c: Clip) -> Tensor:
+    scores = perceptron(f.scorer, c.all()).view(M, K) / 0.7
+    of_class = [softmax({m: scores[m, k] for m in c.here}) for k in range(K)]
+    shares = [sum(of_class[k][m] * (c.z[m].exp() / c.z[m].exp().sum())[k] for m in c.here) for k in range(K)]
+    return torch.stack(shares).log()
+
+
 def concat(f: Any, c: Clip) -> Tensor:
     tokens = torch.cat([c.x[m] if m in c.here else f.missing[m] for m in range(M)])
     return f.join.weight @ tokens + f.join.bias
@@ -219,6 +226,7 @@ FORMULAS: dict[str, Callable[[Any, Clip], Tensor]] = {
     "softmax_logits": lambda f, c: logits(by_features(f, c), c),
     "softmax_probabilities": lambda f, c: probabilities(by_features(f, c), c),
     "classwise_logits": classwise,
+    "classwise_probabilities": classwise_probabilities,
     "entropy_logits": lambda f, c: logits(by_entropy(f, c), c),
     "entropy_probabilities": lambda f, c: probabilities(by_entropy(f, c), c),
     "confidence_logits": lambda f, c: logits(by_confidence(f, c), c),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from crossgate.config import FusionConfig
 from crossgate.model.fusion.base import FusionInput, FusionOutput, Scorer, masked_softmax, register
-from crossgate.model.fusion.scores import ScoreFusion, unimodal
+from crossgate.model.fusion.scores import ScoreFusion, log_mixture, unimodal
 
 
 @register("softmax_logits")
@@ -55,4 +55,15 @@ class ClasswiseLogits(ScoreFusion):
         scores = self.scorer(clip.features).view_as(logits) / self.temperature
         weights = masked_softmax(scores.transpose(1, 2), clip.present.unsqueeze(1).expand(-1, logits.shape[2], -1))
         weights = weights.transpose(1, 2)  # (B, M, K)
-        return FusionOutput(logits=(weights.to(logits.dtype) * logits).sum(1), weights=weights.mean(-1))
+        mixed = (weights.to(logits.dtype) * logits).sum(1) if self.mixes == "logits" else log_mixture(logits, weights)
+        return FusionOutput(logits=mixed, weights=weights.mean(-1))
+
+
+@register("classwise_probabilities")
+class ClasswiseProbabilities(ClasswiseLogits):
+    """``p_c`` in proportion to ``sum_m g_mc softmax(z_m)_c``, ``g`` as for `classwise_logits`.
+
+    Weights of a class sum to 1 over modalities, not over classes, so that what is mixed is no distribution yet.
+    """
+
+    mixes = "probabilities"

@@ -40,11 +40,15 @@ def unimodal(clip: FusionInput) -> Tensor:
 
 
 def log_mixture(logits: Tensor, weights: Tensor) -> Tensor:
-    """Returns ``log sum_m w_m softmax(z_m)`` for ``(B, M, K), (B, M) -> (B, K)``; zeros where all weights are zero."""
+    """Returns ``log sum_m w_m softmax(z_m)``, zeros where all weights are zero.
+
+    ``(B, M, K), (B, M) -> (B, K)``; or with weights ``(B, M, K)``, a class's own.
+    """
+    weights = weights if weights.ndim == 3 else weights.unsqueeze(-1)
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)  # (B, M, K)
-    counts = (weights > 0).unsqueeze(-1)
+    counts = weights > 0
     anything = counts.any(1, keepdim=True)
-    shares = torch.where(counts, weights.unsqueeze(-1).to(exact), 1.0).log()  # log 0 would give NaN gradients
+    shares = torch.where(counts, weights.to(exact), 1.0).log()  # log 0 would give NaN gradients
     terms = (exact + shares).masked_fill(~counts & anything, -torch.inf)
     return terms.logsumexp(1).masked_fill(~anything.squeeze(1), 0).to(logits.dtype)
 
