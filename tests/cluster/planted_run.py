@@ -15,8 +15,8 @@ from crossgate.stream.index import SplitInfo
 
 NAMES = ("rgb", "flow", "audio")
 GATE = "model.fusion.name"
-CLASSES, DIM, EACH, NOISE = 4, 24, 4, 3.0
-GROUPS = {"train": 1000, "val": 250, "test": 1}
+CLASSES, DIM, EACH, NOISE = 4, 24, 4, 6.0
+GROUPS = {"train": 1000, "val": 1000, "test": 1}
 SPREAD = {"rgb": 1.0, "flow": 5.0, "audio": 5.0}
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_run import run_member, tiny_recipe
 
+from crossgate.cluster import population
 from crossgate.cluster.exchange import continued, courses_of, explored, settings_of, takeovers
 from crossgate.cluster.explore import exploration
 from crossgate.cluster.population import Population
@@ -44,6 +45,16 @@ def recipe_of(output: Path, **keys: Any) -> Recipe:
     training = {"steps": 12, "eval_every": 2, "save_every": 12, "log_every": 4}
     recipe = tiny_recipe(output, "study", tracking={"enabled": False}, training=training, search=search)
     return parse_recipe(recipe.model_dump(mode="json") | {"kind": "search"})
+
+
+def test_a_round_parses_each_recipe_once_however_often_the_board_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Population(recipe_of(tmp_path))
+    source.records()
+    parsed: list[object] = []
+    monkeypatch.setattr(population, "trial_of", lambda *given, **keys: parsed.append(given))
+    assert len(source.records()) == 4 and not parsed
 
 
 # ---- exchange --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict
@@ -14,12 +15,14 @@ from tiny_run import tiny_recipe
 from crossgate.cli import main
 from crossgate.cluster import ray_tune, trials
 from crossgate.cluster.explore import plan
+from crossgate.cluster.leaderboard import log_board
 from crossgate.cluster.ray_tune import search
 from crossgate.cluster.trials import SearchResult, TrialRecord, leaderboard, read_record, reports_of, write_record
 from crossgate.config import Recipe
 from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import dump_recipe
 from crossgate.runs import ownership
+from crossgate.tracking import NullTracker
 from crossgate.training.checkpoint import refuse_other_run
 from crossgate.training.metrics import MetricsFile, read_metrics
 
@@ -50,6 +53,21 @@ def test_trials_are_ranked_failures_kept_and_finished_ones_not_run_again(tmp_pat
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if b"s3cret" in path.read_bytes()]
     assert "uri: http://***@host" in (tmp_path / "study" / "recipe.yaml").read_text()
+
+
+@pytest.mark.ray
+def test_what_was_explored_cheaply_is_trained_in_full_before_it_is_ranked(tmp_path, ray_cluster):
+    space = {"optim.lr": [*RATES, 0.02]}
+    recipe = search_recipe(tmp_path, space=space, explore={"training.steps": 4}, finalists=2)
+    result = search(recipe, "tiny_run:run_trial")
+    assert [trial.status for trial in result.trials] == ["finished"] * 2 + ["explored"] * 3
+    assert {trial.overrides["optim.lr"] for trial in result.trials[:2]} == {0.03, 0.02}
+    last = [max(line["step"] for line in read_metrics(Path(trial.directory))) for trial in result.trials]
+    assert last == [12, 12, 4, 4, 4]
+    assert "explored at step 4" in result.table()
+    again = search(recipe, "tiny_run:run_trial")
+    assert again.trials == result.trials
+    assert {path.read_text() for path in (tmp_path / "study").glob("*.started")} == {"x"}, "nothing was run twice"
 
 
 @pytest.mark.ray
@@ -112,6 +130,76 @@ def test_a_pruned_trial_of_several_ranks_gives_its_room_back(tmp_path):
     assert last[0.02].status in ("finished", "pruned") and last[0.02].step > 0, ended.stdout
     assert not (Path(last[1e-6].directory) / "model").exists()
     assert max(line["step"] for line in read_metrics(Path(last[1e-6].directory))) < 12
+
+
+def ended_search(output: Path, *statuses: str, **keys) -> Recipe:
+    """A search whose trials have all ended, so that nothing is left for Ray to do."""
+    rates = [0.01 * (place + 1) for place in range(len(statuses))]
+    recipe = search_recipe(output, space={"optim.lr": rates}, **keys)
+    for (record, settings), status in zip(plan(recipe)[0], statuses, strict=True):
+        write_record(record, status=status, value=settings.optim.lr, step=12)
+    return recipe
+
+
+def test_what_a_killed_start_left_of_tunes_is_removed_at_the_next_one(tmp_path):
+    recipe = ended_search(tmp_path, "finished", "pruned")
+    left = tmp_path / "study" / ".ray" / "study-1" / "experiment_state.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("http://ann:s3cret@host")
+    search(recipe, "tiny_run:run_trial")
+    assert not (tmp_path / "study" / ".ray").exists()
+
+
+def test_a_tracking_server_that_is_away_at_the_end_takes_no_result_with_it(tmp_path, monkeypatch, caplog):
+    recipe = ended_search(tmp_path, "finished", "pruned", "pruned")
+    recipe.tracking.enabled = True
+
+    def away(*given: object) -> None:
+        assert (tmp_path / "study" / "leaderboard.json").exists()
+        raise UserError("the tracking server cannot be reached", where="tracking.uri http://mlflow")
+
+    monkeypatch.setattr(ray_tune, "conclude", away)
+    monkeypatch.setattr(ray_tune, "open_tracker", lambda recipe, run_dir: NullTracker())
+    result = search(recipe, "tiny_run:run_trial")
+    assert result.best() == {"optim.lr": 0.01}
+    assert {"results.json", "report.html"} <= {path.name for path in (tmp_path / "study").iterdir()}
+    said = [one.message for one in caplog.records if one.name == "crossgate.search"]
+    assert len(said) == 1 and "MLflow lacks the end of 3 trials" in said[0]
+
+
+def test_the_board_is_kept_twice_a_minute_and_its_trouble_ends_nothing(tmp_path, monkeypatch, capsys, caplog):
+    from crossgate.cluster import tuning
+
+    now, kept = [100.0], []
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
+    standing = SearchResult("val/accuracy", [TrialRecord("a", {"optim.lr": 0.1}, "a", "finished", 0.5)])
+
+    def keep(result: SearchResult) -> None:
+        kept.append(now[0])
+        if len(kept) > 1:
+            raise OSError("no space left")
+
+    board = tuning.Board(lambda: standing, keep, total=2)
+    running, done = SimpleNamespace(is_finished=lambda: False), SimpleNamespace(is_finished=lambda: True)
+    for moment in range(100, 200, 5):
+        now[0] = float(moment)
+        board.on_trial_result(0, [running, done], running, {})
+    assert kept == [100.0, 130.0, 160.0, 190.0]
+    assert [one.message for one in caplog.records if one.name == "crossgate.search"] == [
+        "the leaderboard is not kept while the search goes on: no space left"
+    ]
+    assert capsys.readouterr().err == "1/2 trials ended, best val/accuracy 0.5000: optim.lr=0.1\n"
+
+
+def test_the_board_in_mlflow_is_a_table_that_is_written_over(tmp_path):
+    logged: list[tuple[str, str]] = []
+    tracker = NullTracker()
+    tracker.log_text = lambda text, name: logged.append((name, text))
+    for value in (0.5, 0.75):
+        log_board(SearchResult("val/accuracy", [TrialRecord("a", {"optim.lr": 0.1}, "a", "finished", value)]), tracker)
+    assert {name for name, _ in logged} == {"leaderboard_table.json"}
+    table = json.loads(logged[-1][1])
+    assert table["data"][0][table["columns"].index("val/accuracy")] == 0.75
 
 
 def test_the_plan_is_the_grid_or_distinct_draws(tmp_path):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tiny_run import tiny_recipe
 
-from crossgate.cluster import trials
+from crossgate.cluster import explore, trials
 from crossgate.cluster.explore import Proposed, exploration
-from crossgate.cluster.space import Proposals, draws, grid
+from crossgate.cluster.space import Proposals, draws, grid, within
 from crossgate.cluster.trials import (
     TrialRecord,
     known_trials,
@@ -181,6 +182,7 @@ def test_an_index_that_does_not_answer_stops_the_start_and_is_opened_once(tmp_pa
 
     again = Proposed(recipe)
     again._digests.clear()
+    again._mine.clear()
     monkeypatch.setattr(trials, "open_index", away)
     with pytest.raises(Unreachable):
         Proposed(recipe)
@@ -203,6 +205,8 @@ def test_several_seeds_count_by_their_mean_and_before_one_lucky_seed(tmp_path):
         record("stopped-later", 0.3, "pruned", step=8),
         record("broken", None, "failed", reason="out of memory"),
     ]
+    (tmp_path / "lucky").mkdir()
+    (tmp_path / "lucky" / "recipe.yaml").touch()
     result = leaderboard(recipe_of(tmp_path), records)
     assert [trial.name for trial in result.trials] == ["good", "lucky", "stopped-later", "stopped", "broken"]
     assert result.trials[0].value == pytest.approx(0.85)
@@ -210,6 +214,59 @@ def test_several_seeds_count_by_their_mean_and_before_one_lucky_seed(tmp_path):
     assert "pruned at step 8" in result.table()
     assert result.columns()["seeds"] == [2, 1, 1, 1, 1]
     assert "run.name=lucky-again 'data.test=[]'" in result.columns()["command"][1]
+    assert result.columns()["command"][4] == "", "a recipe that is not there"
+
+
+def test_a_trials_command_survives_a_shell_wherever_the_search_is(tmp_path):
+    folder = tmp_path / "my runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").touch()
+    words = shlex.split(TrialRecord("one", {}, str(folder)).command)
+    assert words[2:] == ["--config", str(folder / "recipe.yaml"), "run.name=one-again", "data.test=[]"]
+
+
+@pytest.mark.parametrize(
+    ("point", "inside"),
+    [
+        ({GATE: "mean", "model.fusion.hidden": 8}, True),
+        ({GATE: "softmax", "model.fusion.temperature": 1.0, "model.fusion.hidden": 64}, True),
+        ({GATE: "softmax", "model.fusion.hidden": 64}, False),
+        ({GATE: "mean", "model.fusion.temperature": 1.0, "model.fusion.hidden": 8}, False),
+        ({GATE: "gmu", "model.fusion.hidden": 8}, False),
+        ({GATE: "sparse", "model.fusion.top": 3, "model.fusion.hidden": 8}, False),
+        ({GATE: "mean", "model.fusion.hidden": 65}, False),
+        ({GATE: "mean", "model.fusion.hidden": 8.5}, False),
+        ({GATE: "mean", "model.fusion.hidden": 8, "optim.lr": 0.1}, False),
+        ({GATE: "mean"}, False),
+    ],
+)
+def test_a_point_is_within_a_space_with_just_the_keys_that_vary_there(tmp_path, point, inside):
+    assert within(recipe_of(tmp_path).search.space, point) is inside
+
+
+def test_a_named_search_whose_space_is_another_leaves_the_trials_of_the_first_alone(tmp_path):
+    first = Proposed(recipe_of(tmp_path, searcher="optuna", samples=6))
+    for _ in range(6):
+        record = first.draw()[0]
+        write_record(record, status="finished", value=score(record.overrides))
+    narrow = {key: value for key, value in SPACE.items() if key != "model.fusion.hidden"}
+    changed = recipe_of(tmp_path, space=narrow, searcher="optuna", samples=3)
+    second = Proposed(changed)
+    assert second.records() == [] and second.left == 3
+    names = {second.draw()[0].name for _ in range(3)}
+    assert {one.name for one in second.records()} == names and len(known_trials(tmp_path / "study")) == 9
+    wider = recipe_of(tmp_path, space=SPACE | {GATE: [*SPACE[GATE], "gmu"]}, searcher="optuna", samples=8)
+    assert Proposed(wider).left == 2, "what a wider space has as well counts"
+
+
+def test_what_a_name_says_is_read_once_however_often_the_board_looks(tmp_path, monkeypatch):
+    source = Proposed(recipe_of(tmp_path, searcher="optuna", samples=4))
+    for _ in range(4):
+        source.draw()
+    source.records()
+    parsed: list[object] = []
+    monkeypatch.setattr(explore, "trial_of", lambda *given, **keys: parsed.append(given))
+    assert len(source.records()) == 4 and not parsed
 
 
 def test_reports_are_kept_once_a_step_and_torn_lines_left_out(tmp_path):

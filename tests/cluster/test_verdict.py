@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tiny_run import tiny_recipe
 
 from crossgate.cluster.explore import Proposed
-from crossgate.cluster.leaderboard import GATE, averages, verdict_on
+from crossgate.cluster.leaderboard import AVERAGES, GATE, UNGATED, _answers, average_for, averages, verdict_on
 from crossgate.cluster.ray_tune import _finals
 from crossgate.cluster.trials import TrialRecord, leaderboard, read_record, trial_of, write_record
 from crossgate.config import Recipe, SearchConfig
 from crossgate.evaluation.selection import Answers, Verdict
+from crossgate.model.fusion import FUSIONS
 
 
 def recipe_of(output: Path) -> Recipe:
@@ -32,7 +35,7 @@ def trial(output: Path, gate: str, value: float, status: str = "finished", seed:
         labels = np.tile([0, 1], count // 2)
         right = source.permutation(count) < round(value * count)
         logits = np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)]
-        keys = np.array([f"clip{i:03d}" for i in range(count)])
+        keys = np.array([f"video-{i:04d}" for i in range(count)])
         Path(record.directory).mkdir(parents=True)
         Answers(logits, labels, np.repeat(np.arange(40), 5), keys).write(record.directory)
     return record
@@ -51,7 +54,84 @@ def test_the_sentence_says_how_many_were_pruned_and_are_not_counted(tmp_path: Pa
     records += [trial(tmp_path, f"gate{n}", 0.5, "pruned", step=4) for n in range(3)]
     found = judged(tmp_path, records)
     assert abs(found.difference - 0.3) < 1e-6
-    assert "best of 1 that finished; 3 trials pruned early not counted" in found.said
+    assert "best of 1 that finished" in found.said and "; 3 trials pruned early not counted" in found.said
+
+
+@pytest.mark.parametrize("better", ["average_logits", "average_probabilities", "mean"])
+def test_the_best_average_is_what_a_gate_must_beat(tmp_path: Path, better: str) -> None:
+    others = [name for name in AVERAGES if name != better]
+    records = [trial(tmp_path, "softmax", 0.9), trial(tmp_path, better, 0.8)]
+    records += [trial(tmp_path, name, 0.6) for name in others if name != "mean"]
+    records += [trial(tmp_path, "mean", 0.7)] if better != "mean" else []
+    found = judged(tmp_path, records)
+    assert abs(found.difference - 0.1) < 1e-6 and f"over uniform averaging ({better}), 1 seed," in found.said
+    best = judged(tmp_path, records[1:])
+    assert best.said == f"no gate beat averaging: the best is uniform averaging ({better}) itself"
+
+
+def test_each_fusion_is_compared_with_the_average_of_what_it_mixes() -> None:
+    assert {*AVERAGES, *UNGATED} <= FUSIONS.keys()
+    of_scores = {name for name, fusion in FUSIONS.items() if fusion.needs_logits}
+    assert {name for name in FUSIONS if average_for(name) == "average_probabilities"} == of_scores
+
+
+def test_what_mixes_class_scores_is_compared_with_their_average(tmp_path: Path) -> None:
+    records = [trial(tmp_path, "softmax_logits", 0.9), trial(tmp_path, "mean", 0.5)]
+    alone = judged(tmp_path, records)
+    assert not alone.beats and math.isnan(alone.difference)
+    assert "average_probabilities, which model.fusion.name=softmax_logits must be better than" in alone.said
+    found = judged(tmp_path, [*records, trial(tmp_path, "average_probabilities", 0.8)])
+    assert abs(found.difference - 0.1) < 1e-6
+
+
+@pytest.mark.parametrize("fusion", ["concat", "fixed_logits", "static"])
+def test_a_fusion_without_a_gate_is_called_so_however_good_it_is(tmp_path: Path, fusion: str) -> None:
+    records = []
+    for seed in range(4):
+        for name, value in ((fusion, 0.9), ("mean", 0.5), ("average_probabilities", 0.5), ("softmax", 0.6)):
+            records.append(trial(tmp_path, name, value, seed=seed))
+    found = judged(tmp_path, records)
+    assert found.p < 0.05 and not found.beats
+    assert found.said.startswith(f"no gate beat averaging: the best is the fusion {fusion}, which is no gate: ")
+
+
+def test_three_seeds_that_count_name_a_gate_and_two_do_not(tmp_path: Path) -> None:
+    records = [trial(tmp_path, name, value, seed=s) for s in range(3) for name, value in (("mean", 0.5), ("gmu", 0.9))]
+    two = judged(tmp_path, records)
+    assert not two.beats and "2 seeds" in two.said and "luck between trainings is not excluded" in two.said
+    records += [trial(tmp_path, name, value, seed=3) for name, value in (("mean", 0.5), ("gmu", 0.9))]
+    three = judged(tmp_path, records)
+    assert three.beats and three.said.startswith("model.fusion.name=gmu beats averaging: +40.0 points")
+
+
+def test_videos_are_judged_where_videos_are_on_the_board(tmp_path: Path) -> None:
+    recipe, record = recipe_of(tmp_path), trial(tmp_path, "mean", 0.5)
+    assert [len(one.keys) for one in _answers(recipe, record, []).values()] == [200]
+    recipe.evaluation.unit = "video"
+    assert [len(one.keys) for one in _answers(recipe, record, []).values()] == [40]
+
+
+def test_a_binary_task_is_judged_by_its_positive_class(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    recipe.search.metric = "val/average_precision"
+    records = [trial(tmp_path, "mean", 0.5), trial(tmp_path, "gmu", 0.9)]
+    found = verdict_on(recipe, leaderboard(recipe, records), records, ["calm", recipe.finetune.positive])
+    assert found is not None and found.difference > 0.2 and "points of average precision" in found.said
+
+
+def test_the_finals_have_every_average_that_was_tried_and_those_of_what_the_finalists_mix(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    recipe.search = SearchConfig(space={GATE: ["average_logits", "gmu", "softmax_logits"]}, seeds=2, finalists=2)
+
+    def finals(*found: TrialRecord) -> list[tuple[Any, bool]]:
+        return [(record.overrides[GATE], record.added) for record, _ in _finals(recipe, found)]
+
+    gmu, late = trial(tmp_path, "gmu", 0.9), trial(tmp_path, "softmax_logits", 0.8)
+    tried, _ = trial_of(recipe, {GATE: "average_logits"})
+    tried = replace(tried, status="pruned", value=0.4, step=4)
+    assert finals(gmu, tried) == [("gmu", False)] * 2 + [("mean", True)] * 2 + [("average_logits", False)] * 2
+    added = [("mean", True)] * 2 + [("average_probabilities", True)] * 2
+    assert finals(gmu, late) == [("gmu", False)] * 2 + [("softmax_logits", False)] * 2 + added
 
 
 def test_a_lost_seed_counts_for_nobody_and_does_not_turn_the_order(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from crossgate.cluster.population import Population
-from crossgate.cluster.space import Point, Proposals, check_space, draws, grid
+from crossgate.cluster.space import Point, Proposals, check_space, draws, grid, within
 from crossgate.cluster.trials import (
     Planned,
     TrialRecord,
@@ -21,6 +21,7 @@ from crossgate.cluster.trials import (
 )
 from crossgate.config import Recipe
 from crossgate.errors import Unreachable, UserError
+from crossgate.recipe import with_overrides
 
 ENDED = ("finished", "pruned")
 _CHECKED = 32
@@ -50,12 +51,13 @@ class Exploration(Protocol):
 
 
 def exploration(recipe: Recipe) -> Exploration:
-    """Returns the trials of a search.
+    """Returns the trials of a search, as `search.explore` has them.
 
     Raises:
         UserError: for a space of which a recipe can have no point, or with a key that it cannot have.
     """
     check_space(recipe.search)
+    recipe = with_overrides(recipe, recipe.search.explore)
     if recipe.search.scheduler == "pbt":
         return Population(recipe)
     return Proposed(recipe) if recipe.search.searcher == "optuna" else Drawn(*plan(recipe))
@@ -133,6 +135,7 @@ class Proposed:
         _possible(recipe, draws(recipe.search.model_copy(update={"samples": _CHECKED}), recipe.run.seed), self._digests)
         self._recipe, self._folder = recipe, Path(recipe.run.output) / recipe.run.name
         self._proposals = Proposals(recipe.search, recipe.run.seed)
+        self._mine: dict[str, bool] = {}
         self._again: list[Point] = []
         self.left = recipe.search.samples
         for record in self.records():
@@ -177,11 +180,16 @@ class Proposed:
         return found
 
     def _is_mine(self, record: TrialRecord) -> bool:
-        """Whether it is a trial of this space, these settings and this index.
+        """Whether it is a trial of this space, these settings and this index; a name says all of it, and is read once.
 
         Raises:
             Unreachable: the index cannot be read now; to go on would lose or double trials.
         """
+        if record.name not in self._mine:
+            self._mine[record.name] = within(self._recipe.search.space, record.overrides) and self._is_named(record)
+        return self._mine[record.name]
+
+    def _is_named(self, record: TrialRecord) -> bool:
         try:
             name = trial_of(self._recipe, record.overrides, digests=self._digests)[0].name
         except Unreachable:

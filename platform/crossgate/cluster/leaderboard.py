@@ -13,54 +13,75 @@ from crossgate.config import Recipe
 from crossgate.errors import writing
 from crossgate.evaluation import Section, positive_class, style, write_report, write_results
 from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates, schedules
-from crossgate.evaluation.selection import Answers, Verdict, judge
+from crossgate.evaluation.selection import Answers, Verdict, judge, unproven
 from crossgate.evaluation.tables import Table
 from crossgate.recipe import dump_recipe
-from crossgate.runs.context import open_index, run_directory
+from crossgate.runs.context import run_directory
 from crossgate.tracking import Tracker
 
 GATE = "model.fusion.name"
-AVERAGING = "mean"
+AVERAGES = ("mean", "average_logits", "average_probabilities")
+UNGATED = {
+    *("concat", "lowrank", "bottleneck"),
+    *("fixed_logits", "fixed_probabilities", "static", "static_logits", "static_probabilities"),
+}
+"""Fusions without weights of their own, or with the same for all clips: what one of them gains is no gate's."""
+_OF_SCORES = ("_logits", "_probabilities")
 BOARD, TABLE = "leaderboard.json", "leaderboard_table.json"
+
+
+def fusion_of(recipe: Recipe, record: TrialRecord) -> str:
+    """Returns the name of a trial's fusion."""
+    return str(record.overrides.get(GATE, recipe.model.fusion.name))
 
 
 def averages(recipe: Recipe, record: TrialRecord) -> bool:
     """Whether a trial weighs its modalities alike."""
-    return record.overrides.get(GATE, recipe.model.fusion.name) == AVERAGING
+    return fusion_of(recipe, record) in AVERAGES
 
 
-def verdict_on(recipe: Recipe, result: SearchResult, records: Sequence[TrialRecord]) -> Verdict | None:
+def average_for(fusion: str) -> str:
+    """Returns the average of what a fusion mixes, features or class scores: else its gain may be late fusion's."""
+    return "average_probabilities" if fusion.endswith(_OF_SCORES) else "mean"
+
+
+def verdict_on(
+    recipe: Recipe, result: SearchResult, records: Sequence[TrialRecord], classes: Sequence[str] = ()
+) -> Verdict | None:
     """Tests the best trial against the best one of uniform averaging, seed by seed on validation groups.
 
     Args:
         recipe: of the search.
         result: its leaderboard.
         records: all trials, repetitions among them.
+        classes: names in the order of the logits (none: the task is not binary).
 
     Returns:
-        None where no averaging trial finished, or trials keep no answers.
+        None where no trial finished, or trials keep no answers.
     """
-    reference = next((one for one in result.trials if averages(recipe, one) and one.status == "finished"), None)
-    if reference is None:
+    finished = [one for one in result.trials if one.status == "finished"]
+    if not finished:
         return None
-    theirs = _answers(recipe, reference, records)
-    candidates = {}
-    for one in result.trials:
-        if one.status == "finished" and not averages(recipe, one):
-            answers, count = _answers(recipe, one, records), result.seeds if one.by_seed else [recipe.run.seed]
-            candidates[one.settings] = {seed: answers[seed] for seed in count if seed in answers}
+    winner, tried = finished[0], [one for one in finished if averages(recipe, one)]
+    fusion = fusion_of(recipe, winner)
+    if average_for(fusion) not in {average_for(fusion_of(recipe, one)) for one in tried}:
+        return unproven(f"{average_for(fusion)}, which {winner.settings} must be better than, did not finish")
+    theirs = _answers(recipe, tried[0], records)
     if not theirs:
         return None
-    positive = None
-    if recipe.data.index:
-        classes = open_index(recipe).vocabularies[recipe.finetune.task]
-        positive = positive_class(classes, recipe.finetune.positive)
+    candidates = {}
+    for one in finished:
+        if not averages(recipe, one):
+            answers, count = _answers(recipe, one, records), result.seeds if one.by_seed else [recipe.run.seed]
+            candidates[one.settings] = {seed: answers[seed] for seed in count if seed in answers}
     return judge(
         candidates,
         theirs,
-        result.trials[0].settings,
+        winner.settings,
         recipe.search.metric.removeprefix("val/"),
-        positive,
+        positive_class(classes, recipe.finetune.positive),
+        average=f"uniform averaging ({fusion_of(recipe, tried[0])})",
+        no_gate=f"the fusion {fusion}" if fusion in UNGATED else "",
         resamples=recipe.evaluation.bootstrap,
         seed=recipe.run.seed,
         caveats=_caveats(recipe, result),
@@ -79,17 +100,25 @@ def _caveats(recipe: Recipe, result: SearchResult) -> list[str]:
 
 
 def _answers(recipe: Recipe, record: TrialRecord, records: Sequence[TrialRecord]) -> dict[int, Answers]:
-    """Returns what a trial and its repetitions said, by seed."""
+    """Returns what a trial and its repetitions said, by seed: of clips, or of videos where those are evaluated."""
     own = [record, *(one for one in records if one.repeats == record.name and one.status == "finished")]
     found = {one.seed(recipe): Answers.read(one.directory) for one in own}
-    return {seed: answers for seed, answers in found.items() if answers is not None}
+    videos = recipe.evaluation.unit == "video"
+    return {seed: one.by_video() if videos else one for seed, one in found.items() if one is not None}
+
+
+def log_board(result: SearchResult, tracker: Tracker) -> None:
+    """Keeps the leaderboard as a table of the search's MLflow run, in the place of an earlier one."""
+    table = result.columns()
+    split = {"columns": list(table), "data": [list(row) for row in zip(*table.values())]}
+    tracker.log_text(json.dumps(split), TABLE)
+    tracker.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
 
 
 def publish(recipe: Recipe, result: SearchResult, verdict: Verdict | None, tracker: Tracker) -> None:
     """Writes leaderboard, figures, report and numbers into the search's directory and to MLflow."""
     run_dir = run_directory(recipe)
     figures = _schedules(recipe, result) if recipe.search.scheduler == "pbt" else _figures(result)
-    table = result.columns()
     rows = [asdict(record) | {"command": record.command} for record in result.trials]
     with writing("the leaderboard", run_dir):
         (run_dir / BOARD).write_text(json.dumps(rows, indent=1))
@@ -111,9 +140,7 @@ def publish(recipe: Recipe, result: SearchResult, verdict: Verdict | None, track
     for path in (run_dir / BOARD, report, run_dir / "results.json", run_dir / "figures"):
         tracker.log_artifact(path)
     tracker.log_text(result.table(), "leaderboard.txt")
-    split = {"columns": list(table), "data": [list(row) for row in zip(*table.values())]}
-    tracker.log_text(json.dumps(split), TABLE)
-    tracker.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
+    log_board(result, tracker)
     tracker.log_metrics({f"search/{one.name}": one.value for one in result.trials if one.value is not None}, 0)
     tracker.log_metrics({name: value for name, value in numbers.items() if not math.isnan(value)}, 0)
 
@@ -156,7 +183,7 @@ def _sections(result: SearchResult, figures: list[tuple]) -> list[Section]:
     shown = [name for name in columns if name not in ("name", "command", "reason")]
     rows = [[_cell(columns[name][row]) for name in shown] for row in range(len(result.trials))]
     reasons = [f"{one.settings}: {one.reason}" for one in result.trials if one.reason]
-    again = "\n".join(f"# {one.settings}\n{one.command}" for one in result.trials)
+    again = "\n".join(f"# {one.settings}\n{one.command}" for one in result.trials if one.command)
     return [
         Section("Leaderboard", reasons, [Table(shown, rows, f"{result.metric} on validation groups")], figures),
         Section("Train one of them again", code=again),

@@ -63,6 +63,7 @@ class Population:
         if not self._rounds:
             self._rounds = [_begin(recipe, digest)]
         self._trials = _fold(self._rounds)
+        self._plans: dict[str, Planned] = {}
         for key, dimension in recipe.search.space.items():
             bounds = [dimension.low, dimension.high] if isinstance(dimension, Range) else values_of(dimension)
             for value in bounds:  # whatever may be drawn later
@@ -111,7 +112,10 @@ class Population:
     # ---- rounds ------------------------------------------------------------------------------------------------
 
     def _planned(self, name: str) -> Planned:
-        return trial_of(self._recipe, self._trials[name], name=name)
+        """Returns a trial as it is in this round; its recipe is parsed once a round, however often it is looked at."""
+        if name not in self._plans:
+            self._plans[name] = trial_of(self._recipe, self._trials[name], name=name)
+        return self._plans[name]
 
     def _undone(self) -> list[str]:
         """Returns the trials that have not come to the round's end yet."""
@@ -132,6 +136,7 @@ class Population:
         }
         self._rounds.append(Round(step, values, donors, settings))
         self._trials = _fold(self._rounds)
+        self._plans.clear()
         self._settle()
         return True
 

@@ -21,7 +21,17 @@ from typing import Any
 
 from crossgate.cluster.exchange import settings_of
 from crossgate.cluster.explore import ENDED, Exploration, Planned, exploration, listed
-from crossgate.cluster.leaderboard import AVERAGING, BOARD, GATE, averages, publish, verdict_on
+from crossgate.cluster.leaderboard import (
+    AVERAGES,
+    BOARD,
+    GATE,
+    average_for,
+    averages,
+    fusion_of,
+    log_board,
+    publish,
+    verdict_on,
+)
 from crossgate.cluster.paths import with_absolute_paths
 from crossgate.cluster.ray_train import launch, resolve
 from crossgate.cluster.room import Need
@@ -41,7 +51,7 @@ from crossgate.errors import Passing, UserError, writing
 from crossgate.recipe import parse_recipe
 from crossgate.runs.context import note_clips, open_index, run_directory
 from crossgate.runs.ownership import only_start
-from crossgate.tracking import conclude, open_tracker, pinned
+from crossgate.tracking import Status, Tracker, conclude, open_tracker, pinned
 from crossgate.training.checkpoint import refuse_other_run, store_recipe
 from crossgate.training.metrics import read_metrics
 from crossgate.training.requests import Preempted
@@ -54,6 +64,7 @@ Trial = Callable[..., dict[str, Any]]
 ``step``, the step of the weights that it kept. One of a population gets ``until`` besides: a step to pause at, and to
 return, with a checkpoint there."""
 
+_SCRATCH = ".ray"
 _LOOK_S = 1.0
 _DRIVER_CPUS = 0.1  # of a trial on several ranks: it only waits for them
 
@@ -77,21 +88,24 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
         run_dir.mkdir(parents=True, exist_ok=True)
     with only_start(run_dir), open_tracker(recipe, run_dir) as tracker:
         store_recipe(run_dir, recipe)
+        shutil.rmtree(run_dir / _SCRATCH, ignore_errors=True)  # of a start that was killed: a password may be in it
+        classes: Sequence[str] = ()
         if recipe.data.index:
             index = open_index(recipe)
+            classes = index.vocabularies.get(recipe.finetune.task, ())
             note_clips(tracker, index, recipe, "train")
             note_clips(tracker, index, recipe, "val")
         with ExitStack() as stack:
-            stage = _Stage(recipe, trial, tracker.run_id or "", stack)
+            stage = _Stage(recipe, trial, tracker, stack)
             stage.explore(source)
             finals = _finals(recipe, source.records())
-            stage.repeat(finals, source.records)
-        records = _distinct([*source.records(), *(read_record(record) for record, _ in finals)])
-        _end_tracked_runs(recipe, records)
+            stage.repeat(finals, lambda: _explored(recipe, source.records()))
+        records = _distinct([*_explored(recipe, source.records()), *(read_record(record) for record, _ in finals)])
         result = leaderboard(recipe, records)
-        verdict = verdict_on(recipe, result, records) if GATE in recipe.search.space else None
+        verdict = verdict_on(recipe, result, records, classes) if GATE in recipe.search.space else None
         result.verdict = verdict.said if verdict else ""
         publish(recipe, result, verdict, tracker)
+        _end_tracked_runs(recipe, records)
         if all(record.value is None for record in result.trials):
             reason = result.trials[0].reason if result.trials else "there were none"
             raise UserError(f"every trial failed ({reason})", where=run_dir / BOARD, cure="mend it and start again")
@@ -101,45 +115,70 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
 def _finals(recipe: Recipe, explored: Sequence[TrialRecord]) -> list[Planned]:
     """Returns the best few, and what they must be better than, once a seed.
 
-    That is uniform averaging where there are gates, and the last settings of the best schedule held from the beginning.
+    Those are averages where there are gates, and the last settings of the best schedule held from the beginning. What
+    was explored as `search.explore` says is trained in full here, as trials of their own.
     """
     best = [one for one in leaderboard(recipe, explored).trials if one.status == "finished"]
     if not best:
         return []
     gates = GATE in recipe.search.space
     seeds = range(recipe.search.seeds)
-    # Averaging has its seeds in any case: it takes no finalist's place, whether or not it was run to its end before.
-    finalists = [one for one in best if not (gates and averages(recipe, one))][: recipe.search.finalists]
-    finalists = finalists if recipe.search.seeds > 1 else []
-    finals = [trial_of(recipe, one.overrides, seed, one.name) for one in finalists for seed in seeds]
+    # Averages have their seeds in any case: they take no finalist's place, whether or not they were run to their end.
+    rivals = [one for one in best if not (gates and averages(recipe, one))][: recipe.search.finalists]
+    cheap = bool(recipe.search.explore)
+    finalists = rivals if recipe.search.seeds > 1 or cheap else []
+    finals = [trial_of(recipe, one.overrides, seed, "" if cheap else one.name) for one in finalists for seed in seeds]
     if finalists and SCHEDULE in finalists[0].overrides:
         finals += [trial_of(recipe, settings_of(finalists[0].overrides), seed) for seed in seeds]
     if gates:
-        finals += [trial_of(recipe, _averaging(recipe, explored, best), seed) for seed in seeds]
+        finals += [trial_of(recipe, one, seed) for one in _averages(recipe, explored, rivals) for seed in seeds]
     drawn = {one.name for one in explored}
     return [(replace(record, added=not {record.name, record.repeats} & drawn), settings) for record, settings in finals]
 
 
-def _averaging(recipe: Recipe, explored: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Returns the settings of uniform averaging at its best: of a finished trial, a pruned one, or the winner's."""
-    tried = [one for one in leaderboard(recipe, explored).trials if averages(recipe, one) and one.value is not None]
-    if tried:
-        return tried[0].overrides
-    given = recipe.search.space
-    kept = {key: value for key, value in best[0].overrides.items() if not getattr(given[key], "when", None)}
-    return kept | {GATE: AVERAGING}
+def _averages(recipe: Recipe, explored: Sequence[TrialRecord], rivals: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Returns the settings of the averages to be better than: those tried, and those that mix what the rivals mix.
+
+    Each at its best: of a finished trial, a pruned one, or those of the best rival.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for one in leaderboard(recipe, explored).trials:
+        if averages(recipe, one) and one.value is not None:
+            found.setdefault(fusion_of(recipe, one), one.overrides)
+    space = recipe.search.space
+    for one in rivals:
+        name = average_for(fusion_of(recipe, one))
+        kept = {key: value for key, value in one.overrides.items() if not getattr(space[key], "when", None)}
+        found.setdefault(name, kept | {GATE: name})
+    return [found[name] for name in AVERAGES if name in found]
+
+
+def _explored(recipe: Recipe, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Returns them as a leaderboard has them: what was trained for less is not ranked among those trained in full."""
+    if not recipe.search.explore:
+        return list(records)
+    return [replace(one, status="explored") if one.status == "finished" else one for one in records]
 
 
 def _distinct(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return list({record.name: record for record in records}.values())
 
 
+_ENDS: dict[str, Status] = {"finished": "FINISHED", "explored": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
 def _end_tracked_runs(recipe: Recipe, records: Sequence[TrialRecord]) -> None:
-    """A trial that Tune stopped was killed in the middle, and cannot end its MLflow run by itself."""
-    for record in records:
-        if recipe.tracking.enabled and record.status in ("pruned", "failed"):
-            server = pinned(recipe.tracking, recipe.run.output)
-            conclude(record.directory, server, "KILLED" if record.status == "pruned" else "FAILED")
+    """A trial that Tune stopped cannot end its MLflow run by itself; one that ended while the server was away has not
+    sent everything."""
+    trouble: dict[str, Exception] = {}
+    for record in (one for one in records if recipe.tracking.enabled and one.status in _ENDS):
+        try:
+            conclude(record.directory, pinned(recipe.tracking, recipe.run.output), _ENDS[record.status])
+        except Exception as error:  # the search has its result: no server may take that away
+            trouble[record.name] = error
+    if trouble:
+        said = str(next(iter(trouble.values()))).splitlines()[0]
+        log.warning("MLflow lacks the end of %d trials (%s): start the search again later", len(trouble), said)
 
 
 # ---- under Ray -------------------------------------------------------------------------------------------------
@@ -151,12 +190,12 @@ class _Stage:
     Args:
         recipe: of the search.
         trial: ``module:function`` of a `Trial`.
-        parent: MLflow id of the search's run.
+        tracker: of the search's run.
         stack: that Ray ends with.
     """
 
-    def __init__(self, recipe: Recipe, trial: str, parent: str, stack: ExitStack) -> None:
-        self._recipe, self._trial, self._parent, self._stack = recipe, trial, parent, stack
+    def __init__(self, recipe: Recipe, trial: str, tracker: Tracker, stack: ExitStack) -> None:
+        self._recipe, self._trial, self._tracker, self._stack = recipe, trial, tracker, stack
         config, cluster = recipe.search, recipe.cluster
         self._nested = cluster.workers > 1
         if self._nested:
@@ -213,7 +252,7 @@ class _Stage:
                 if record.status in ENDED:
                     scheduler.remember(record)
         own = {"cpu": _DRIVER_CPUS} if self._nested else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-        storage, name = run_directory(recipe) / ".ray", f"{recipe.run.name}-{time.time_ns():x}"
+        storage, name = run_directory(recipe) / _SCRATCH, f"{recipe.run.name}-{time.time_ns():x}"
         tuner = tune.Tuner(
             tune.with_resources(_nested_trial if self._nested else _single_trial, own),
             tune_config=tune.TuneConfig(
@@ -230,7 +269,14 @@ class _Stage:
                 name=name,
                 storage_path=str(storage),
                 verbose=0,
-                callbacks=[Board(lambda: leaderboard(recipe, records()), count, unit)],
+                callbacks=[
+                    Board(
+                        lambda: leaderboard(recipe, records()),
+                        lambda result: log_board(result, self._tracker),
+                        count,
+                        unit,
+                    )
+                ],
             ),
         )
         try:
@@ -243,7 +289,7 @@ class _Stage:
 
     def _job(self, record: TrialRecord, settings: Recipe) -> dict[str, Any]:
         tree = settings.model_dump(mode="json")
-        return {"record": asdict(record), "recipe": tree, "trial": self._trial, "parent": self._parent}
+        return {"record": asdict(record), "recipe": tree, "trial": self._trial, "parent": self._tracker.run_id}
 
 
 def _name(trial: Any) -> str:

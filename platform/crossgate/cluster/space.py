@@ -42,6 +42,18 @@ def varied(point: Mapping[str, Any], dimension: Dimension) -> bool:
     return isinstance(dimension, list) or all(point.get(key) in values for key, values in dimension.when.items())
 
 
+def within(space: Mapping[str, Dimension], point: Mapping[str, Any]) -> bool:
+    """Whether a point is one of the space: with just the keys that its conditions let vary, each with a value of it."""
+    keys = {key for key, dimension in space.items() if varied(point, dimension)}
+    return point.keys() == keys and all(_has(space[key], value) for key, value in point.items())
+
+
+def _has(dimension: Dimension, value: Any) -> bool:
+    if not isinstance(dimension, Range):
+        return value in values_of(dimension)
+    return dimension.low <= value <= dimension.high and not (dimension.integer and value % 1)
+
+
 def grid(config: SearchConfig) -> Iterator[Point]:
     """Yields every point of a space of lists, the last key changing fastest."""
 
@@ -134,7 +146,7 @@ class Proposals:
         """Says how a point did, whether it was asked for here or in an earlier start.
 
         Args:
-            point: with the keys that were varied.
+            point: of the space.
             reports: steps and values on the way.
             value: at the end; None where there is none.
             ended: finished, pruned or failed.
@@ -144,15 +156,12 @@ class Proposals:
         state = _state({"finished": "COMPLETE", "pruned": "PRUNED"}.get(ended, "FAIL"))
         mine = next((trial for asked, trial in self._asked if asked == point), None)
         if mine is None:
-            known = self._distributions(point)
-            if known is None:
-                return  # of another space
             self._known.append(point)
             self._study.add_trial(
                 optuna.trial.create_trial(
                     state=state,
                     params={key: self._code(key, value) for key, value in point.items()},
-                    distributions=known,
+                    distributions=self._distributions(point),
                     value=value if ended == "finished" else None,
                     intermediate_values=dict(reports),
                 )
@@ -165,13 +174,11 @@ class Proposals:
         self._study.tell(mine, value if ended == "finished" else None, state=state)
 
     def expect(self, point: Point) -> None:
-        """Says that a point of an earlier start is about to be run again."""
-        known = self._distributions(point)
-        if known is not None:
-            self._study.enqueue_trial({key: self._code(key, value) for key, value in point.items()})
-            trial = self._study.ask(known)
-            self._known.append(point)
-            self._asked.append((point, trial))
+        """Says that a point of the space, of an earlier start, is about to be run again."""
+        self._study.enqueue_trial({key: self._code(key, value) for key, value in point.items()})
+        trial = self._study.ask(self._distributions(point))
+        self._known.append(point)
+        self._asked.append((point, trial))
 
     def _suggest(self, trial: Trial) -> Iterator[tuple[str, Any]]:
         point: Point = {}
@@ -188,21 +195,14 @@ class Proposals:
                 point[key] = values[trial.suggest_categorical(key, list(range(len(values))))]
             yield key, point[key]
 
-    def _distributions(self, point: Point) -> dict[str, BaseDistribution] | None:
-        """Returns the distributions of a point's keys; None where it is no point of this space."""
+    def _distributions(self, point: Point) -> dict[str, BaseDistribution]:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         found: dict[str, BaseDistribution] = {}
-        for key, value in point.items():
-            dimension = self._space.get(key)
-            if dimension is None:
-                return None
+        for key in point:
+            dimension = self._space[key]
             if not isinstance(dimension, Range):
-                if value not in values_of(dimension):
-                    return None
                 found[key] = CategoricalDistribution(list(range(len(values_of(dimension)))))
-            elif not dimension.low <= value <= dimension.high:
-                return None
             elif dimension.integer:
                 found[key] = IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
             else:

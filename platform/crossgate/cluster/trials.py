@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from crossgate.training.durable import write_atomically
 
 RECORD, REPORTS = "trial.json", "reports.jsonl"
 SCHEDULE = "training.schedule"
-_ORDER = {"finished": 0, "paused": 1, "pruned": 2, "failed": 3}
+_ORDER = {"finished": 0, "explored": 1, "paused": 2, "pruned": 3, "failed": 4}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TrialRecord:
     directory: str
     status: str = "waiting"
     """finished, pruned (stopped early, since others were better at that step), paused (until its population is compared
-    again), failed, or waiting."""
+    again), failed, or waiting; on the leaderboard also explored (finished, but by `search.explore`)."""
     value: float | None = None
     """The search's metric on validation: of the weights that were kept, or when it was pruned."""
     step: int = 0
@@ -55,11 +56,11 @@ class TrialRecord:
 
     @property
     def command(self) -> str:
-        """What trains this very trial once more, without touching the test split."""
-        return (
-            f"crossgate finetune --config {Path(self.directory) / 'recipe.yaml'} "
-            f"run.name={self.name}-again 'data.test=[]'"
-        )
+        """What trains this very trial once more, without touching the test split; empty where nothing ever began."""
+        recipe = Path(self.directory) / "recipe.yaml"
+        if not recipe.exists():
+            return ""
+        return f"crossgate finetune --config {shlex.quote(str(recipe))} run.name={self.name}-again 'data.test=[]'"
 
     @property
     def settings(self) -> str:
@@ -148,7 +149,7 @@ def _shown(trial: TrialRecord) -> str:
 
 def _note(trial: TrialRecord) -> str:
     notes = [trial.reason] if trial.reason else []
-    if trial.status in ("pruned", "paused"):
+    if trial.status in ("explored", "pruned", "paused"):
         notes.append(f"{trial.status} at step {trial.step}")
     if trial.status == "finished" and any(change["after"] >= trial.step for change in trial.changes):
         notes.append(f"its weights are of step {trial.step}, before the last change")

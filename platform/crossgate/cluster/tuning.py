@@ -5,6 +5,8 @@ Importing this module imports Ray.
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -17,10 +19,13 @@ from ray.tune.search import Searcher
 
 from crossgate.cluster.trials import NotYet, SearchResult, TrialRecord, read_record, reports_of, write_record
 
+log = logging.getLogger("crossgate.search")
+
 Job = dict[str, Any]
 STEP, VALUE = "step", "value"
 _LONGEST = 10**12  # no trial has as many steps: rungs go on as long as trials do
 _QUIET_S = 10.0
+_KEEP_S = 30.0
 
 
 def record_of(trial: Any) -> TrialRecord:
@@ -129,17 +134,25 @@ class _Past:
 
 
 class Board(tune.Callback):
-    """The leaderboard while the search runs: a table on a terminal, a line now and then in a log.
+    """The leaderboard while the search runs: a table on a terminal, a line now and then in a log; and for MLflow.
 
     Args:
         standing: returns the leaderboard as it is on disk.
+        keep: gets it every half minute while anything happens; what it raises is told once and ends nothing.
         total: how many there are in all.
         unit: what is counted.
     """
 
-    def __init__(self, standing: Callable[[], SearchResult], total: int, unit: str = "trials") -> None:
-        self._standing, self._total, self._unit = standing, total, unit
-        self._said, self._ended = 0.0, 0
+    def __init__(
+        self,
+        standing: Callable[[], SearchResult],
+        keep: Callable[[SearchResult], None],
+        total: int,
+        unit: str = "trials",
+    ) -> None:
+        self._standing, self._keep, self._total, self._unit = standing, keep, total, unit
+        self._said, self._ended, self._kept = 0.0, 0, -math.inf
+        self._complained = False
         self._live: Any = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -167,10 +180,17 @@ class Board(tune.Callback):
     def _show(self, trials: list[Any]) -> None:
         ended = sum(trial.is_finished() for trial in trials)
         now = time.monotonic()
-        if self._live is None and (ended == self._ended or (now - self._said < _QUIET_S and ended < self._total)):
+        quiet = self._live is None and (ended == self._ended or (now - self._said < _QUIET_S and ended < self._total))
+        due = now - self._kept >= _KEEP_S
+        if quiet and not due:
+            return
+        result = self._standing()
+        if due:
+            self._kept = now
+            self._keep_aside(result)
+        if quiet:
             return
         self._said, self._ended = now, ended
-        result = self._standing()
         if self._live is not None:
             self._live.update(f"{result.table()}\n{ended} of {self._total} {self._unit} ended", refresh=True)
         elif result.trials and result.trials[0].value is not None:
@@ -180,3 +200,11 @@ class Board(tune.Callback):
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _keep_aside(self, result: SearchResult) -> None:
+        try:
+            self._keep(result)
+        except Exception as error:  # the trials go on, whatever became of the table
+            if not self._complained:
+                log.warning("the leaderboard is not kept while the search goes on: %s", error)
+            self._complained = True

@@ -86,11 +86,14 @@ class SearchConfig(Config):
     resample: Fraction = 0.25
     """Probability that `pbt` then draws a setting anew; else a number of a range is multiplied by 0.8 or 1.2, and a
     value of a list gives way to its neighbour."""
+    explore: dict[str, Any] = {}
+    """Recipe key -> value for trials while the space is explored, which makes them cheap: fewer labels
+    (`{data.train: [train-small]}`), steps or pixels. The best few, and the averages, are then trained without it."""
     seeds: Positive = 1
     """Seeds that each of the best few is run with before the winner is named, its mean counting; from 3 on without the
-    first, which chose them."""
+    first, which chose them. Less than 4 never show that a gate beats averaging."""
     finalists: Positive = 3
-    """How many these best few are; uniform averaging is run with the same seeds besides."""
+    """How many these best few are; uniform averages are run with the same seeds besides."""
     concurrent: Positive = 1
     """Trials side by side."""
     metric: str = "val/accuracy"
@@ -119,6 +122,15 @@ class SearchConfig(Config):
             raise ValueError(f"space: the range of '{ranged[0]}' has no grid: set search.samples")
         if self.searcher == "optuna" and not self.samples:
             raise ValueError("searcher optuna draws as many trials as search.samples says: set it")
+        return self
+
+    @model_validator(mode="after")
+    def _exploring(self) -> SearchConfig:
+        both = sorted(self.explore.keys() & self.space.keys())
+        if both:
+            raise ValueError(f"explore: '{both[0]}' is varied in search.space already: leave one of them out")
+        if self.explore and self.scheduler == "pbt":
+            raise ValueError("explore: what pbt finds is a schedule of the whole training: leave it empty")
         return self
 
     @model_validator(mode="after")

@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossgate.evaluation.classification import softmax
+from crossgate.evaluation import classification
 from crossgate.evaluation.comparison import TITLES, statistic
-from crossgate.evaluation.intervals import Bootstrap
+from crossgate.evaluation.intervals import Bootstrap, Statistic, over_runs
 from crossgate.evaluation.predictions import Predictions
+from crossgate.evaluation.videos import by_video
 
 Array = NDArray[Any]
 
 LEVEL = 0.05
+ENOUGH_SEEDS = 3
+"""Fewer trainings tell nothing of their own luck: Student's interval of two reaches nine standard deviations."""
 ANSWERS = "validation.npz"
 _NONE = "no gate beat averaging"
+_RANKED = ("average_precision", "roc_auc")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,29 @@ class Answers:
         with np.load(path, allow_pickle=False) as kept:
             return cls(*(kept[name] for name in ("logits", "labels", "group", "keys")))
 
+    def by_video(self) -> Answers:
+        """Returns one row a video, named by its group as well, as `videos.by_video` makes them for the board."""
+        count = len(self.keys)
+        nothing = np.zeros((count, 0))
+        clips = Predictions(
+            modalities=(),
+            features=nothing[:, :, None],
+            embeddings=None,
+            fused=nothing,
+            weights=None,
+            logits=self.logits,
+            unimodal_logits=None,
+            present=nothing > 0,
+            group=self.group,
+            labels={"": self.labels},
+            degraded=nothing,
+            keys=[str(key) for key in self.keys],
+        )
+        videos = by_video(clips)
+        keys = np.array([f"{group} {key}" for group, key in zip(videos.group, videos.keys, strict=True)])
+        assert videos.logits is not None
+        return Answers(videos.logits, videos.labels[""], videos.group, keys)
+
     def write(self, run_dir: str | Path) -> None:
         """Writes them beside and renames."""
         partial = Path(run_dir) / f".{ANSWERS}.partial.npz"
@@ -74,8 +101,8 @@ class Verdict:
     Attributes:
         beats: whether there is evidence that it is better.
         difference: winner minus average, mean over seeds; NaN where it could not be measured.
-        low, high: its 95 % interval over groups.
-        p: one-sided, for the best of all that ended.
+        low, high: its 95 % interval over groups and seeds.
+        p: one-sided, for the best of all that ended, over groups and seeds.
         said: the sentence.
     """
 
@@ -93,13 +120,18 @@ class Verdict:
         return known | {"search/over_averaging/beats": float(self.beats)}
 
 
+Seeds = Mapping[int, Answers]
+
+
 def judge(
-    candidates: Mapping[str, Mapping[int, Answers]],
-    reference: Mapping[int, Answers],
+    candidates: Mapping[str, Seeds],
+    reference: Seeds,
     winner: str,
     metric: str,
     positive: int | None,
     *,
+    average: str = "uniform averaging",
+    no_gate: str = "",
     resamples: int = 1000,
     seed: int = 0,
     caveats: Sequence[str] = (),
@@ -107,77 +139,140 @@ def judge(
     """Tests the winner against the average on the same validation groups and resamples, seed by seed.
 
     The winner is the best of many, and the best of many looks good by luck alone. So the difference is compared with
-    the largest one that resampled groups give to *any* candidate when each is centred on its own (White's reality
-    check, Econometrica 68, 2000): the p-value is the share of resamples in which luck reaches what the winner has.
+    the largest one that resamples give to *any* candidate when each is centred on its own (White's reality check,
+    Econometrica 68, 2000): the p-value is the share of resamples in which luck reaches what the winner has. A resample
+    draws groups and seeds, since equal gates differ from training to training as well. A handful of seeds shows less
+    than their spread when drawn from, so that Student's interval over them must be above 0 too.
 
     Args:
-        candidates: every finished trial that is not the average -> seed -> its answers.
+        candidates: every finished trial that is not an average -> seed -> its answers.
         reference: seed -> answers of uniform averaging; a pair is of the same seed, other seeds do not count.
-        winner: a name among the candidates, or of the average itself.
+        winner: a name among the candidates, or of an average.
         metric: a key of `TITLES`.
-        positive: index of the positive class, for the metrics that need one.
+        positive: index of the positive class; None for a task without. A binary task is answered by the threshold that
+            each run's own answers choose, as on the board.
+        average: what the reference is, in words.
+        no_gate: what the winner is, in words, where it is no gate; it then beats nothing.
         resamples, seed: of the bootstrap.
         caveats: what p does not know, for the end of the sentence.
     """
     if winner not in candidates:
-        return _nothing("the best is uniform averaging itself")
+        return unproven(f"the best is {average} itself")
     if metric not in TITLES:
-        return _nothing(f"'{metric}' cannot be tested clip by clip")
+        return unproven(f"'{metric}' cannot be tested clip by clip")
     first = next(iter(reference.values()))
-    reference = {seed: one for seed, one in reference.items() if _same_clips(one, first)}
-    alike = {name: {s: one for s, one in own.items() if _same_clips(one, first)} for name, own in candidates.items()}
-    others = sum(bool(candidates[name]) and not own for name, own in alike.items())
+    reference = _alike(reference, first)
+    alike = {name: _alike(own, first) for name, own in candidates.items()}
     if candidates[winner] and not alike[winner]:
-        return _nothing(f"{winner} was measured on other validation clips")
-    shared = {name: sorted(own.keys() & reference.keys()) for name, own in alike.items()}
-    if not shared[winner]:
-        return _nothing(f"uniform averaging finished with no seed of {winner}")
+        return unproven(f"{winner} was measured on other validation clips")
+    if not alike[winner].keys() & reference.keys():
+        return unproven(f"{average} finished with no seed of {winner}")
     bootstrap = Bootstrap(first.group, resamples, seed)
-    scores = {number: _spread(bootstrap, one, first, metric, positive) for number, one in reference.items()}
-    values, luck = {}, np.full(resamples, -np.inf)
-    mine: Array = np.full(resamples, np.nan)
-    for name, seeds in shared.items():
-        if not seeds:
-            continue
-        answers = candidates[name]
-        pairs = [(_spread(bootstrap, answers[one], first, metric, positive), scores[one]) for one in seeds]
-        value = float(np.mean([own[0] - theirs[0] for own, theirs in pairs]))
-        drawn = np.mean([own[1] - theirs[1] for own, theirs in pairs], axis=0)  # (R,)
-        values[name] = value
-        luck = np.fmax(luck, drawn - value)
-        if name == winner:
-            mine = drawn
-    usable = mine[np.isfinite(mine)]
+    leads = _leads(alike, reference, bootstrap, first, metric, positive, seed)
+    lead = leads[winner]
+    usable = lead.drawn[np.isfinite(lead.drawn)]
     if len(usable) < 2:
-        return _nothing(f"{bootstrap.groups} validation groups are too few for a test")
+        return unproven(f"{bootstrap.groups} validation groups are too few for a test")
     low, high = np.percentile(usable, [2.5, 97.5])
-    reached = luck[np.isfinite(luck)] >= values[winner]
-    p = (1 + int(reached.sum())) / (1 + len(reached))
-    beats = p < LEVEL and values[winner] > 0
-    count = len(shared[winner])
+    p = _p_value(leads, lead.value)
+    count, runs = len(lead.each), over_runs(lead.each)
+    beats = count >= ENOUGH_SEEDS and runs.low > 0 and p < LEVEL and not no_gate
+    others = sum(bool(candidates[name]) and not own for name, own in alike.items())
+    luck = (
+        f"other seeds would give {_points(runs.low)} to {_points(runs.high)}"
+        if count >= ENOUGH_SEEDS
+        else f"luck between trainings is not excluded, which takes {ENOUGH_SEEDS} seeds that count"
+    )
     evidence = (
-        f"{100 * values[winner]:+.1f} points of {TITLES[metric]} ({100 * low:+.1f} to {100 * high:+.1f}) over uniform "
-        f"averaging, {count} seed{'s' if count > 1 else ''}, {bootstrap.groups} validation groups, p = {p:.3f} as the "
-        f"best of {len(values)} that finished"
+        f"{_points(lead.value)} points of {TITLES[metric]} ({_points(low)} to {_points(high)}) over {average}, "
+        f"{count} seed{'s' if count > 1 else ''}, {bootstrap.groups} validation groups, p = {p:.3f} as the best of "
+        f"{len(leads)} that finished"
     )
     apart = [f"{others} measured on other validation clips not counted"] if others else []
-    evidence = "; ".join([evidence, *apart, *caveats])
-    said = f"{winner} beats averaging: {evidence}" if beats else f"{_NONE}: {winner} has {evidence}"
-    return Verdict(beats, values[winner], float(low), float(high), p, said)
+    evidence = "; ".join([evidence, luck, *apart, *caveats])
+    found = f"the best is {no_gate}, which is no gate: {winner}" if no_gate else winner
+    said = f"{winner} beats averaging: {evidence}" if beats else f"{_NONE}: {found} has {evidence}"
+    return Verdict(beats, lead.value, float(low), float(high), p, said)
 
 
-def _nothing(why: str) -> Verdict:
+def unproven(why: str) -> Verdict:
+    """Returns the verdict where nothing could be measured."""
     return Verdict(False, math.nan, math.nan, math.nan, math.nan, f"{_NONE}: {why}")
 
 
-def _same_clips(one: Answers, other: Answers) -> bool:
-    return np.array_equal(np.sort(one.keys), np.sort(other.keys))
+# ---- leads over the reference ----------------------------------------------------------------------------------
 
 
-def _spread(
-    bootstrap: Bootstrap, answers: Answers, first: Answers, metric: str, positive: int | None
-) -> tuple[float, Array]:
-    """Returns the metric on all clips, and on every resample ``(R,)``."""
+@dataclass(frozen=True)
+class _Lead:
+    """What a candidate has more than the reference.
+
+    Attributes:
+        each: ``(S,)``, seed by seed, on all clips.
+        drawn: ``(R,)``, the mean over drawn seeds on drawn groups.
+    """
+
+    each: Array
+    drawn: Array
+
+    @property
+    def value(self) -> float:
+        return float(self.each.mean())
+
+
+def _leads(
+    candidates: Mapping[str, Seeds],
+    reference: Seeds,
+    bootstrap: Bootstrap,
+    first: Answers,
+    metric: str,
+    positive: int | None,
+    seed: int,
+) -> dict[str, _Lead]:
+    """Returns the lead of every candidate that has a seed of the reference's; all of them see the same resamples."""
+
+    def spread(answers: Answers) -> tuple[float, Array]:
+        measured = _statistic(answers, first, metric, positive)
+        return bootstrap.value(measured), bootstrap.distribution(measured)
+
+    theirs = {number: spread(one) for number, one in reference.items()}
+    found = {}
+    for name, own in candidates.items():
+        seeds = sorted(own.keys() & theirs.keys())
+        if not seeds:
+            continue
+        pairs = [(spread(own[one]), theirs[one]) for one in seeds]
+        each = np.array([mine[0] - average[0] for mine, average in pairs])  # (S,)
+        resampled = np.array([mine[1] - average[1] for mine, average in pairs])  # (S, R)
+        picked = np.random.default_rng((seed, len(seeds))).integers(len(seeds), size=resampled.shape)
+        found[name] = _Lead(each, np.take_along_axis(resampled, picked, axis=0).mean(axis=0))
+    return found
+
+
+def _p_value(leads: Mapping[str, _Lead], value: float) -> float:
+    """Returns the share of resamples in which the luckiest candidate is as far above its own lead."""
+    luck: Array = np.fmax.reduce([one.drawn - one.value for one in leads.values()])  # (R,)
+    reached = luck[np.isfinite(luck)] >= value
+    return (1 + int(reached.sum())) / (1 + len(reached))
+
+
+def _statistic(answers: Answers, first: Answers, metric: str, positive: int | None) -> Statistic:
+    """Returns the metric over resamples of the clips of `first`, in their order."""
     rows = np.argsort(answers.keys)[np.searchsorted(np.sort(answers.keys), first.keys)]
-    measured = statistic(metric, softmax(answers.logits[rows]), first.labels, positive)
-    return bootstrap.value(measured), bootstrap.distribution(measured)
+    probabilities = classification.softmax(answers.logits[rows])
+    if positive is not None and metric not in _RANKED:
+        is_positive = first.labels == positive
+        threshold = classification.choose_thresholds(probabilities[:, positive], is_positive, fixed_fpr=0).decision
+        said = classification.answers(probabilities, positive, threshold)
+        probabilities = np.eye(probabilities.shape[1])[said]
+    return statistic(metric, probabilities, first.labels, positive)
+
+
+def _alike(seeds: Seeds, first: Answers) -> dict[int, Answers]:
+    """Returns those that answered the same clips."""
+    clips = np.sort(first.keys)
+    return {seed: one for seed, one in seeds.items() if np.array_equal(np.sort(one.keys), clips)}
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
