@@ -4,25 +4,28 @@
                                [--demo demo] [--short]
 
 On generated clips: every gate on frozen encoders (half of the clips spoiled, action and violence; none spoiled), then
-encoders trained end to end, from scratch and from a pretraining of every seed, every gate again on the frozen encoders
-of each of these pretrainings, and each self-supervised task alone and mixed (`pretext.py`). With manifests of real
-clips: pretraining and every gate on them. Everything runs through the commands that a user would type, which are
-printed; what is finished is not run again, nor a demo that is there. Some hours on two cores; `--short` takes minutes,
-shows that all of it works, and measures nothing. Tables go to OUT/study.md, figures stay beside each run. The last line
-is one JSON object: for each study the points of the gate that validation chose over uniform averaging, with their
-interval; the same over pretrainings, with the interval by seeds; and for each way end to end its accuracy, a mean over
-seeds.
+encoders trained end to end, from scratch and from a pretraining of every seed, with all labels and with few, every
+gate again on the frozen encoders of each of these pretrainings, and each self-supervised task alone and mixed
+(`pretext.py`). With manifests of real clips: pretraining and every gate on them. Everything runs through the commands
+that a user would type, which are printed; what is finished is not run again, nor a demo that is there. Some hours on
+two cores; `--short` takes minutes, shows that all of it works, and measures nothing. Tables go to OUT/study.md,
+figures stay beside each run. The last line is one JSON object: for each study the points of the gate that validation
+chose over uniform averaging, with their interval; the same over pretrainings, with the interval by seeds; and for
+each way end to end its accuracy, a mean over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import datetime
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +51,9 @@ ENDS = {  # way -> (pretraining, settings)
     "sigmoid gate, pretrained with agreement": ("agreement", "model.fusion.name=sigmoid"),
 }
 PRETRAININGS = {"contrast": "", "agreement": "pretrain.agreement=8"}
+FEW = {"1 %": (0.01, "train-1"), "10 %": (0.1, "train-10")}
+"""Share of the training labels -> the share, and the split that holds what it has more than the one before."""
+FEW_STEPS = 80  # about as many as six epochs of all clips
 
 
 @dataclass
@@ -150,11 +156,15 @@ class Study:
         encoders = self.run("pretrain", RECIPES / "small-pretrain.yaml", f"pretrain-{task}", *settings, modalities)
         return self.gates(f"real-{task}-study", index, encoders, task)
 
+    def small(self, length: str) -> list[str]:
+        """Returns the settings that every run end to end has."""
+        size = ["data.clip.size=32", "data.clip.mels=32", "cluster.workers=1", "cluster.launcher=local"]
+        return [*size, length, "evaluation.bootstrap=200"]
+
     def end_to_end(self) -> dict[str, list[float]]:
         """Returns the test accuracies of every way, one a seed: everything about a run is drawn anew."""
-        recipes, index = self.of_demo("recipes"), self.shards("half-spoiled")
-        small = ["data.clip.size=32", "data.clip.mels=32", "cluster.workers=1", "cluster.launcher=local"]
-        small += ["training.epochs=1" if self.short else "training.epochs=6", "evaluation.bootstrap=200"]
+        recipes, index, small = self.of_demo("recipes"), self.shards("half-spoiled")
+        small = self.small("training.epochs=1" if self.short else "training.epochs=6")
         ways = dict(list(ENDS.items())[::3]) if self.short else ENDS
         found: dict[str, list[float]] = {way: [] for way in ways}
         for seed in range(2 if self.short else self.seeds):
@@ -173,6 +183,29 @@ class Study:
                 chosen += ["optim.lr=1e-3", *settings.split()]
                 done = self.run("finetune", recipes / "finetune-action.yaml", f"end-{number}-{seed}", *chosen)
                 found[way].append(read_results(done / "results.json")[0]["test/accuracy"])
+        return found
+
+    def few_labels(self) -> dict[tuple[str, str], list[float]]:
+        """Returns (share of labels, way) -> test accuracies, one a seed, of averaging trained end to end.
+
+        The pretrained encoders are those of `end_to_end`; from scratch, nothing has been seen but the few clips.
+        """
+        recipe, shards = self.of_demo("recipes") / "finetune-action.yaml", self.out / "half-spoiled" / "few"
+        if not (shards / "index.json").exists():
+            self.call("pack", with_few(self.shards("half-spoiled").parent / "manifest.csv"), shards)
+        found: dict[tuple[str, str], list[float]] = {}
+        for place, share in enumerate(FEW):
+            splits = ",".join(split for _, split in list(FEW.values())[: place + 1])
+            for seed in range(2 if self.short else self.seeds):
+                for way in ("from scratch", "pretrained"):
+                    encoders = self.out / "runs" / f"pretrain-contrast-{seed}" if way == "pretrained" else ""
+                    chosen = self.small(f"training.steps={2 if self.short else FEW_STEPS}")
+                    chosen += [f"data.index={shards}", f"data.train=[{splits}]", "data.global_batch=12"]
+                    chosen += [f"run.seed={seed}", "optim.lr=1e-3", "training.eval_every=20"]
+                    chosen += ["model.fusion.name=average_probabilities", f'finetune.init="{encoders}"']
+                    done = self.run("finetune", recipe, f"few-{splits.count(',')}-{way[:4]}-{seed}", *chosen)
+                    accuracy = read_results(done / "results.json")[0]["test/accuracy"]
+                    found.setdefault((share, way), []).append(accuracy)
         return found
 
     def gates_by_pretraining(self) -> list[dict[str, float]]:
@@ -196,6 +229,35 @@ class Study:
         return page
 
 
+def with_few(manifest: Path) -> Path:
+    """Writes the manifest once more, with training clips of few labels in splits of their own, and returns its path.
+
+    They are drawn class by class in turn, so that each class has one at least; a larger share holds the smaller one.
+    """
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    train = [row for row in rows if row["split"] == "train" and row["action"]]
+    random.Random(0).shuffle(train)
+    turn: Counter[str] = Counter()
+    place = []
+    for row in train:
+        place.append(turn[row["action"]])
+        turn[row["action"]] += 1
+    by_turn = [row for _, row in sorted(zip(place, train), key=lambda one: one[0])]
+    taken = 0
+    for share, split in FEW.values():
+        upto = max(len(turn), round(share * len(train)))
+        for row in by_turn[taken:upto]:
+            row["split"] = split
+        taken = upto
+    written = manifest.with_name("manifest-few.csv")
+    with written.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return written
+
+
 def spread(values: list[float], base: list[float] | None = None) -> str:
     """Returns the mean over seeds in per cent, or the paired difference in points, with Student's 95 % interval."""
     own = over_runs(100 * (np.array(values) - (0 if base is None else np.array(base))))
@@ -213,6 +275,17 @@ def ends_table(found: dict[str, list[float]]) -> list[str]:
     for way, values in found.items():
         over = "" if way == BASELINE else spread(values, base)
         lines.append(f"| {way} | {spread(values)} | {over} |")
+    return lines
+
+
+def few_table(few: dict[tuple[str, str], list[float]], found: dict[str, list[float]]) -> list[str]:
+    """Returns the table of few labels; that of all labels is `found`, of `Study.end_to_end`."""
+    whole = {"from scratch": found[BASELINE], "pretrained": found["averaging, pretrained"]}
+    both = few | {("100 %", way): values for way, values in whole.items()}
+    lines = ["| labels | from scratch, accuracy, % | pretrained | points |", "| --- | ---: | ---: | ---: |"]
+    for share in (*FEW, "100 %"):
+        scratch, pretrained = both[share, "from scratch"], both[share, "pretrained"]
+        lines.append(f"| {share} | {spread(scratch)} | {spread(pretrained)} | {spread(pretrained, scratch)} |")
     return lines
 
 
@@ -237,7 +310,12 @@ def gates_table(runs: list[dict[str, float]]) -> list[str]:
 
 
 def page(
-    study: Study, studies: dict[str, Path], found: dict[str, list[float]], gates: list[dict[str, float]], pretext: Path
+    study: Study,
+    studies: dict[str, Path],
+    found: dict[str, list[float]],
+    few: dict[tuple[str, str], list[float]],
+    gates: list[dict[str, float]],
+    pretext: Path,
 ) -> str:
     """Returns all tables."""
     lines = [f"# The study ({datetime.date.today()}{', a short one, which measures nothing' * study.short})", ""]
@@ -249,7 +327,9 @@ def page(
         f"Action, half of the clips spoiled, 32 pixels. {study.seeds} seeds of everything:",
     ]
     lines += ["pretraining, heads, order of clips. Intervals are Student's over the seeds, on the same test clips.", ""]
-    lines += [*ends_table(found), "", "## Every gate on frozen encoders of each pretraining", ""]
+    lines += [*ends_table(found), "", "Averaging, from few labels (the same clips in every seed) and from all:", ""]
+    lines += [*few_table(few, found), ""]
+    lines += ["## Every gate on frozen encoders of each pretraining", ""]
     lines += [
         "The same clips. Encoders, folds, heads and gates anew for each seed; intervals are Student's over them.",
         "",
@@ -287,9 +367,10 @@ def main() -> None:
     for task, manifest in (one.split("=", 1) for one in options.corpus):
         studies[f"Real clips: {task}"] = study.real(task, Path(manifest).resolve())
     found = study.end_to_end()
+    few = study.few_labels()
     gates = study.gates_by_pretraining()
     written = options.out / "study.md"
-    written.write_text(page(study, studies, found, gates, study.pretext()))
+    written.write_text(page(study, studies, found, few, gates, study.pretext()))
     print(written.read_text())
     print(json.dumps(figures(studies, found, gates)))
 

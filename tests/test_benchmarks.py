@@ -106,6 +106,7 @@ def test_the_whole_study_ends_with_its_page(tmp_path: Path) -> None:
         "| uniform mean | ",
         "| the gate that validation chose for each | | ",
         "Trained end to end",
+        "| 1 % | ",
         "synchrony",
     ):
         assert part in page, part

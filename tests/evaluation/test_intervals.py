@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossgate.evaluation.intervals import Bootstrap, correlation, mean, median, over_runs
+from crossgate.evaluation.intervals import Bootstrap, Interval, correlation, mean, median, over_runs, over_seeds
 
 
 def test_weights_repeat_whole_groups():
@@ -149,3 +149,20 @@ def test_a_few_runs_have_students_interval():
     assert found.value == 5
     assert (found.low, found.high) == pytest.approx((5 - 2.776445 * 0.5**0.5, 5 + 2.776445 * 0.5**0.5), abs=1e-5)
     assert np.isnan(over_runs(np.array([4.0])).low)
+
+
+def test_several_seeds_resample_together():
+    x, bootstrap = np.arange(8) % 2, Bootstrap(np.arange(8), 50)
+    assert np.allclose(bootstrap.distribution(over_seeds([mean(x), mean(1 - x)])), 0.5)
+
+
+def test_a_seed_without_a_value_leaves_the_others():
+    x, constant, everyone = np.arange(8.0), np.ones(8), np.ones((1, 8))
+    assert over_seeds([correlation(x, x), correlation(constant, x), correlation(x, -x)])(everyone)[0] == 0
+    assert np.isnan(over_seeds([correlation(constant, x)])(everyone)[0])
+
+
+def test_only_an_interval_on_one_side_excludes_zero():
+    ends = {(0.1, 0.2): True, (-0.2, -0.1): True, (-0.1, 0.1): False, (math.nan, math.nan): False}
+    for (low, high), apart in ends.items():
+        assert Interval(0.0, low, high, 9, 9).excludes_zero is apart

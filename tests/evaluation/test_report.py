@@ -155,7 +155,7 @@ def test_gate_figures_with_nothing_known(simulated):
     got.degraded[:] = np.nan
     got.present[:, 3] = False
     report = diagnose(
-        got.weights,
+        [got.weights],
         got.present,
         got.labels["action"],
         4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from crossgate.evaluation import (
     compare_gates,
     evaluate_classifier,
     evaluate_pretrain,
+    gates,
     retrieval_scores,
     write_report,
 )
@@ -221,6 +223,23 @@ def test_comparison_of_gates(splits):
     assert by_name["audio alone"].difference.p < 0.05
     text = cmp.table(rows).text()
     assert len({len(line) for line in text.splitlines()[:2]}) == 1
+
+
+def test_fixed_weights_of_a_binary_task_are_those_that_rank_validation_best(splits):
+    _, val, test = splits(classes=2, task="violence", skill=0.4)
+    weights = {
+        metric: gates.fixed_weights(
+            val.unimodal_logits, val.present, val.labels["violence"], partial(cmp.statistic, metric, positive=0)
+        )[0]
+        for metric in ("average_precision", "accuracy")
+    }
+    best, other = (" ".join(f"{w:.1f}" for w in one) for one in weights.values())
+    assert best != other
+    rows = compare_gates({"mean": (val, test)}, "violence", FIGHT, CONFIG, positive="fight")
+    assert [row.note for row in rows if row.name == "fixed weights"] == [best]
+    done = evaluate_classifier(val, test, FIGHT, "fight", CONFIG, task="violence")
+    shown = [row for section in done.sections for table in section.tables for row in table.rows]
+    assert {row[1] for row in shown if row[0] == "fixed weights"} == {f"average: {best}"}
 
 
 def test_compare_needs_its_reference_and_a_known_metric(splits):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from crossgate.cli import app
 from crossgate.cluster.ray_train import launch
+from crossgate.config import ExchangeConfig
 from crossgate.errors import UserError
 from crossgate.evaluation import read_results
 from crossgate.model.classifier import Classifier
@@ -63,6 +64,21 @@ def test_a_study_compares_gates_on_kept_features(road: Path, tmp_path: Path) -> 
     assert further.exit_code == 0, further.output
     kept = list((tmp_path / "kept").glob("*.safetensors"))
     assert len(kept) == 6, "three parts, of these encoders and of random ones"
+
+
+def test_a_study_of_encoders_that_learned_of_one_another_goes_on_without(road, tmp_path, caplog) -> None:
+    kept = {"task": "action", "init": str(tmp_path / "start"), "freeze": True, "features": str(tmp_path / "kept")}
+    sizes = {"gates": GATES, "seeds": 1, "folds": 2, "steps": 2, "eval_every": 2, "noise": [], "labels": []}
+    recipe = write_recipe(tmp_path / "study.yaml", tiny_tree(road, tmp_path, "study", finetune=kept, study=sizes))
+    config = recipe.model.model_copy(update={"exchange": ExchangeConfig(name="mmtm")})
+    network = MultimodalNetwork(config, recipe.data.clip, classes=2)
+    card = ModelCard(kind="classifier", model=config, clip=recipe.data.clip, task="violence", classes=("fight", "no"))
+    save_model(tmp_path / "start", Classifier(network, card.classes), card)
+    with caplog.at_level("INFO", logger="crossgate.runs"):
+        assert 0 <= launch(recipe)["test/study/uniform_mean/accuracy"] <= 1
+    assert "not loaded: exchange: it is another" in caplog.text
+    model, _ = load_model(run_directory(recipe))
+    assert model.network.config.exchange.name == "none"
 
 
 def test_a_study_on_several_ranks_is_refused(road: Path, tmp_path: Path) -> None:

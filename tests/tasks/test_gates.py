@@ -12,6 +12,7 @@ from crossgate.config import FusionConfig, OptimConfig, StudyConfig
 from crossgate.errors import UserError
 from crossgate.tasks.gates import (
     Clips,
+    Gate,
     Setting,
     folds_of,
     frozen_random,
@@ -20,6 +21,7 @@ from crossgate.tasks.gates import (
     train_gate,
     train_heads,
 )
+from crossgate.tasks.task import decaying_parameters
 
 NAMES = ("rgb", "audio")
 SETTING = Setting(
@@ -53,6 +55,13 @@ def test_folds_keep_groups_whole_and_even() -> None:
     assert sorted(torch.bincount(part).tolist()) == [8, 8, 12, 12]
     assert not torch.equal(part, folds_of(group, 4, seed=2))
     assert folds_of(torch.tensor([5, 5, 9]), 4, seed=0).max() == 1, "two groups make no four folds"
+
+
+def test_one_group_alone_leaves_nothing_to_train_on() -> None:
+    one = clips(8, 0)
+    one.group[:] = 7
+    with pytest.raises(UserError, match=r"^data\.train: 8 labelled .* one group.*expected clips of two groups or more"):
+        out_of_fold(one, one, SETTING, seed=0)
 
 
 def test_scores_out_of_fold_know_nothing_of_their_own_labels() -> None:
@@ -106,6 +115,35 @@ def test_what_validation_liked_best_is_kept() -> None:
     with torch.no_grad():
         losses = [float(torch.nn.functional.cross_entropy(one(val)[0], val.labels)) for one in (gate, last)]
     assert losses[0] < losses[1]
+
+
+def test_of_what_a_gate_is_trained_with_validation_keeps_the_best() -> None:
+    train, val = clips(48, 0), clips(200, 1)
+    folded, val = out_of_fold(train, val, SETTING, 0), scored(train_heads(train, val, SETTING, 0), val)
+
+    def trained(name: str, **tried: tuple[float, ...]) -> tuple[Gate, float]:
+        setting = replace(SETTING, study=SETTING.study.model_copy(update=tried))
+        gate = train_gate(name, NAMES, folded, val, setting, seed=0)
+        with torch.no_grad():
+            return gate, float(torch.nn.functional.cross_entropy(gate(val)[0], val.labels))
+
+    strengths = [(dropout, entropy) for dropout in (0.0, 0.5) for entropy in (0.0, 3.0)]
+    each = {one: trained("softmax", dropout=one[:1], entropy=one[1:])[1] for one in strengths}
+    gate, loss = trained("softmax", dropout=(0.0, 0.5), entropy=(0.0, 3.0))
+    best = min(each, key=lambda one: each[one])
+    assert len(set(each.values())) == 4, "each strength makes another gate"
+    assert (gate.config.modality_dropout, gate.config.entropy) == best and loss == pytest.approx(each[best])
+    plain, _ = trained("mean", dropout=(0.0,), entropy=(0.0, 3.0))
+    assert plain.config.entropy == 0, "its weights do not learn: nothing to push"
+
+
+def test_learned_tokens_and_biases_of_gates_do_not_decay() -> None:
+    gate = Gate(FusionConfig(name="lowrank"), NAMES, dim=8, classes=3)
+    decaying = decaying_parameters(gate)
+    assert "head.linear.weight" in decaying and "fusion.ones" not in decaying
+    assert decaying_parameters(gate.fusion) == {name.removeprefix("fusion.") for name in decaying} - {
+        "head.linear.weight"
+    }
 
 
 def test_an_untrained_gate_has_weights_that_vary_and_mean_nothing() -> None:

@@ -24,6 +24,11 @@ class StudyConfig(Config):
     """Clips in a step."""
     eval_every: Positive = 20
     """Steps between two looks at validation; the weights of the lowest log loss there are kept."""
+    dropout: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.0, 0.3, 0.5)
+    """Modality dropout that every gate is trained with in turn, in place of `model.fusion.modality_dropout`; validation
+    keeps one."""
+    entropy: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.0, 0.3)
+    """The same for `model.fusion.entropy`, for gates whose weights learn."""
     labels: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.1, 1.0)
     """Shares of the training labels at which the encoders are compared with random ones (empty: they are not)."""
     noise: tuple[Fraction, ...] = (0.25, 0.5, 0.75, 1.0)

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from crossgate.config import EvaluationConfig
 from crossgate.evaluation import comparison, figures, gates
-from crossgate.evaluation.evaluation import Evaluation
+from crossgate.evaluation.evaluation import Drawn, Evaluation
 from crossgate.evaluation.gates import GateReport
 from crossgate.evaluation.intervals import MINIMUM_GROUPS, Interval
 from crossgate.evaluation.predictions import Predictions
@@ -46,7 +45,6 @@ _WORTH = [
 
 _FUSED = "this model"
 Array = NDArray[Any]
-Drawn = tuple[str, Figure, str]  # file stem, figure, how to read it
 
 
 def add_result(done: Evaluation, scored: Scored, chance: dict[str, float], config: EvaluationConfig) -> None:
@@ -133,13 +131,14 @@ def add_comparison(done: Evaluation, scored: Scored, val: Predictions, fitted: P
         fitted: labelled clips on which the control that sees only which modalities are there is fitted.
     """
     test, question = scored.clips, scored.question
-    entries = comparison.baselines(val, test, question.task, len(question.classes))
+    main = comparison.main_metric(question.index)
+    entries = comparison.baselines(val, test, question.task, len(question.classes), main, question.index)
     if not entries:
         return
     entries.append(comparison.Entry(_FUSED, "gate", scored.probabilities))
     entries += comparison.controls(test, question.task, len(question.classes), fitted, seed)
     tables, drawn = [], None
-    for metric in ("accuracy",) if question.index is None else ("average_precision", "accuracy"):
+    for metric in dict.fromkeys((main, "accuracy")):
         fair = [e for e in entries if e.name != "oracle" or metric == "accuracy"]  # its scores know the truth
         rows = comparison.compare(fair, scored.labels, scored.bootstrap, metric, question.index)
         for row in rows:
@@ -165,7 +164,7 @@ def add_comparison(done: Evaluation, scored: Scored, val: Predictions, fitted: P
         (
             f"{question.task}_calibration",
             figures.reliability(_before_and_after(entries), scored.labels),
-            "A model whose confidence can be trusted keeps to the dashed line; below it, it is surer than it is right.",
+            figures.RELIABILITY,
         ),
     )
 
@@ -181,14 +180,14 @@ def add_gate(done: Evaluation, scored: Scored) -> None:
     test, question = scored.clips, scored.question
     assert test.weights is not None
     report = gates.diagnose(
-        test.weights,
+        [test.weights],
         test.present,
         scored.labels,
         len(question.classes),
         test.degraded,
         test.modalities,
         scored.bootstrap,
-        test.unimodal_logits,
+        None if test.unimodal_logits is None else [test.unimodal_logits],
     )
     done.put("test/gate/entropy", report.entropy)
     done.put("test/gate/collapse", report.collapse)
@@ -201,17 +200,15 @@ def add_gate(done: Evaluation, scored: Scored) -> None:
         (
             f"{question.task}_gate_by_class",
             figures.gate_by_class(report.by_class, question.classes, test.modalities),
-            "Bars that differ between classes show that the gate follows what happens in the clip; equal bars, that "
-            "it has learned fixed weights.",
+            figures.GATE_BY_CLASS,
         )
     ]
-    if any(len(bins) > 1 for bins in report.by_severity.values()):
+    if report.knows_severity:
         drawn.append(
             (
                 f"{question.task}_gate_by_severity",
                 figures.gate_by_severity(report),
-                "Each line should fall: the more a modality is degraded (0: not at all, 1: useless), the less weight "
-                "it should get.",
+                figures.GATE_BY_SEVERITY,
             )
         )
     done.add(Section("What the gate does", text, [_weights_table(done, report, test.modalities)]), *drawn)

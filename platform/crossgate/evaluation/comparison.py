@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -106,7 +107,19 @@ def statistic(metric: str, probabilities: Array, labels: Array, positive: int | 
     raise ValueError(f"metric {metric!r}; valid: {', '.join(TITLES)} (the last two need a positive class)")
 
 
-def baselines(val: Predictions, test: Predictions, task: str, classes: int) -> list[Entry]:
+def main_metric(positive: int | None) -> str:
+    """What a task is judged by: average precision where it has a positive class, else accuracy."""
+    return "accuracy" if positive is None else "average_precision"
+
+
+def baselines(
+    val: Predictions,
+    test: Predictions,
+    task: str,
+    classes: int,
+    metric: str = "accuracy",
+    positive: int | None = None,
+) -> list[Entry]:
     """Each modality's own head and the averages of them, from one model's unimodal logits.
 
     The heads of one jointly trained model are a cheap stand-in for separately trained streams; give those to
@@ -115,6 +128,7 @@ def baselines(val: Predictions, test: Predictions, task: str, classes: int) -> l
 
     Args:
         val, test: labelled clips of the task (see `Predictions.labelled`), with `unimodal_logits`.
+        metric, positive: what the fixed weights shall be best in (see `statistic`).
     """
     if test.unimodal_logits is None or val.unimodal_logits is None:
         return []
@@ -129,7 +143,8 @@ def baselines(val: Predictions, test: Predictions, task: str, classes: int) -> l
     if len(test.modalities) > 1:
         found.append(Entry("uniform mean of logits", "average", gates.uniform_logits(seen, test.present)))
         if len(val):
-            fixed, _ = gates.fixed_weights(val.unimodal_logits, val.present, labels)
+            goal = partial(statistic, metric, positive=positive)
+            fixed, _ = gates.fixed_weights(val.unimodal_logits, val.present, labels, goal)
             shared = gates.shares(np.tile(fixed, (len(test), 1)), test.present)
             note = " ".join(f"{w:.1f}" for w in fixed)
             found.append(Entry("fixed weights", "average", gates.mix_probabilities(shared, seen), note))
@@ -188,7 +203,8 @@ def compare_gates(
     streams = streams or ("mean" if "mean" in runs else next(iter(runs)))
     val, test = (split.labelled(task) for split in runs[streams])
     positive_index = positive_class(classes, positive)
-    entries = baselines(val, test, task, len(classes))
+    metric = metric or main_metric(positive_index)
+    entries = baselines(val, test, task, len(classes), metric, positive_index)
     if not entries:
         raise ValueError(f"run {streams!r} has no unimodal logits")
     for name, (_, predictions) in runs.items():
@@ -197,7 +213,6 @@ def compare_gates(
             raise ValueError(f"run {name!r} has no logits")
         entries.append(Entry(f"gate: {name}", "gate", classification.softmax(own.logits)))
     bootstrap = Bootstrap(test.group, config.bootstrap, seed)
-    metric = metric or ("accuracy" if positive_index is None else "average_precision")
     return compare(entries, test.labels[task], bootstrap, metric, positive_index)
 
 

@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 from crossgate.evaluation.intervals import Interval
 from crossgate.evaluation.report import Section
 
+Drawn = tuple[str, Figure, str]
+"""File stem, figure, and one sentence on how to read it."""
+
 
 @dataclass
 class Evaluation:
@@ -27,8 +30,8 @@ class Evaluation:
     sections: list[Section] = field(default_factory=list)
     summary: str = ""
 
-    def add(self, section: Section, *drawn: tuple[str, Figure, str]) -> None:
-        """Adds a section with figures given as (file stem, figure, how to read it)."""
+    def add(self, section: Section, *drawn: Drawn) -> None:
+        """Adds a section with its figures."""
         for stem, figure, caption in drawn:
             self.figures[stem] = figure
             section.figures.append((figure, caption))

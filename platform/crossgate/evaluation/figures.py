@@ -33,7 +33,19 @@ from crossgate.modality import MODALITIES
 
 Array = NDArray[Any]
 
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
+# How to read those figures that more than one report shows.
+RELIABILITY = (
+    "A model whose confidence can be trusted keeps to the dashed line; below it, it is surer than it is right."
+)
+GATE_BY_CLASS = (
+    "Bars that differ between classes show that the gate follows what happens in the clip; equal bars, that it has "
+    "learned fixed weights."
+)
+GATE_BY_SEVERITY = (
+    "Each line should fall: the more a modality is degraded (0: not at all, 1: useless), the less weight it should get."
+)
+
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
 _GRID = np.linspace(0, 1, 101)
 _PLAIN = SEQUENCE[len(MODALITIES) :]  # colours that mean no modality
 
@@ -74,7 +86,7 @@ def confusion(labels: Array, predicted: Array, classes: Sequence[str]) -> Figure
     axes.set(xlabel="predicted class", ylabel="true class (clips)")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, format=_PERCENT, shrink=0.8, label="share of the true class").outline.set_visible(
+    figure.colorbar(image, ax=axes, format=PERCENT, shrink=0.8, label="share of the true class").outline.set_visible(
         False
     )
     return figure
@@ -123,7 +135,7 @@ def reliability(answers: Mapping[str, tuple[str, Array]], labels: Array, bins: i
         answers: name -> colour and ``(N, K)`` probabilities.
         labels: ``(N,)``.
     """
-    figure, (axes,) = new(3.6, width=5.2)
+    figure, (axes,) = new(3.8, width=5.2)
     axes.plot([0, 1], [0, 1], color=REFERENCE, linestyle=(0, (4, 3)), linewidth=1.2)
     for name, (hue, probabilities) in answers.items():
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -133,10 +145,10 @@ def reliability(answers: Mapping[str, tuple[str, Array]], labels: Array, bins: i
         across, up = (np.bincount(place, one, bins)[filled] / clips[filled] for one in (confidence, right))
         axes.plot(across, up, color=hue, linewidth=1.2, alpha=0.5)
         axes.scatter(across, up, 4 + 160 * clips[filled] / clips.sum(), color=hue)
-        axes.plot([], [], "o", color=hue, label=name)
+        axes.plot([], [], "o", color=hue, label=short(name))
     axes.set(xlabel="mean confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(-0.02, 1.03))
     _both_percent(axes)
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside upper right", ncols=len(answers))
     return figure
 
 
@@ -167,13 +179,13 @@ def gate_by_severity(report: GateReport) -> Figure:
     for one, name in zip(axes, drawn):
         bins = report.by_severity[name]
         middle = [(low + high) / 2 for low, high, _ in bins]
-        _whiskers(one, middle, [interval for *_, interval in bins], colour(name))
+        whiskers(one, middle, [interval for *_, interval in bins], colour(name))
         one.plot(middle, [interval.value for *_, interval in bins], color=colour(name))
         one.set_title(name)
         one.set(xlim=(-0.08, 1.0), xticks=[0, 0.5, 1], xlabel="severity")
         one.grid(axis="y")
     axes[0].set_ylabel("mean gate weight")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=-0.05 * axes[0].get_ylim()[1])  # dots at 0 are shown whole
     return figure
 
 
@@ -259,11 +271,11 @@ def forest(
             fontsize=8,
         )
     for i, point in enumerate(points):
-        _whiskers(axes, [i], [point.interval], point.hue, across=False)
+        whiskers(axes, [i], [point.interval], point.hue, across=False)
     axes.set_yticks(range(len(points)), [short(point.name, 34) for point in points])
     axes.set_ylim(len(points) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
-    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -277,20 +289,20 @@ def compared(rows: Mapping[str, Mapping[str, Interval]], hues: Mapping[str, str]
     for number, found in enumerate(rows.values()):
         for place, (name, one) in enumerate(found.items()):
             at = number + 0.7 * ((place + 0.5) / len(found) - 0.5)
-            _whiskers(axes, [at], [one], hues[name], across=False)
+            whiskers(axes, [at], [one], hues[name], across=False)
     for name, hue in hues.items():
         axes.plot([], [], "o", color=hue, label=name)
     axes.set_yticks(range(len(rows)), [short(name, 34) for name in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
-    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside upper right", ncols=len(hues))
     return figure
 
 
-def _whiskers(axes: Axes, place: Sequence[float], found: Sequence[Interval], tint: str, across: bool = True) -> None:
+def whiskers(axes: Axes, place: Sequence[float], found: Sequence[Interval], tint: str, across: bool = True) -> None:
     """Dots with intervals, upright (`across`: places lie on the x axis) or lying."""
     for at, one in zip(place, found):
         span = [one.low, one.high] if math.isfinite(one.low) else [one.value, one.value]
@@ -330,8 +342,8 @@ def _recall_at(scores: Array, positive: Array) -> Array | None:
 
 
 def _both_percent(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(_PERCENT)
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.grid()
 
 

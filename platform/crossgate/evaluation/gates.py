@@ -6,6 +6,7 @@ over the present ones, so that sigmoid gates and softmax gates can be laid side 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from crossgate.evaluation.classification import softmax
-from crossgate.evaluation.intervals import Bootstrap, Interval, correlation, mean
+from crossgate.evaluation.intervals import Bootstrap, Interval, Statistic, correlation, mean, over_seeds
 
 Array = NDArray[Any]
+Metric = Callable[[Array, Array], Statistic]
+"""Probabilities ``(N, K)`` and labels ``(N,)`` -> what they are worth."""
 
 COLLAPSED = 0.95
 BINS = ((0.0, 0.0), (0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0))  # severity: none, and thirds open at their left end
@@ -25,7 +28,7 @@ BINS = ((0.0, 0.0), (0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0))  # severity: non
 
 @dataclass(frozen=True)
 class GateReport:
-    """Diagnostics of one gate.
+    """Diagnostics of one gate, each the mean over its seeds.
 
     Attributes:
         by_modality: modality -> mean weight of clips that have it.
@@ -45,51 +48,60 @@ class GateReport:
     entropy: Interval
     collapse: Interval
 
+    @property
+    def knows_severity(self) -> bool:
+        """Whether clips of several severities are there to compare."""
+        return any(len(bins) > 1 for bins in self.by_severity.values())
+
 
 def diagnose(
-    weights: Array,
+    weights: Sequence[Array],
     present: Array,
     labels: Array,
     classes: int,
     degraded: Array,
     modalities: tuple[str, ...],
     bootstrap: Bootstrap,
-    unimodal_logits: Array | None = None,
+    unimodal_logits: Sequence[Array] | None = None,
 ) -> GateReport:
-    """Measures a gate on labelled clips.
+    """Measures a gate on labelled clips, seed by seed: means over seeds are of what is measured, not of the weights.
+
+    Averaged weights belong to a gate that nobody trained: five that each take one modality would look even.
 
     Args:
-        weights: ``(N, M)``; values of absent modalities are ignored.
+        weights: ``(N, M)`` a seed; values of absent modalities are ignored.
         present: ``(N, M)`` bool.
         labels: ``(N,)`` in 0..K-1.
         classes: K.
         degraded: ``(N, M)`` known severity, NaN where unknown.
         modalities: names, length M.
         bootstrap: made from the same clips' groups.
-        unimodal_logits: ``(N, M, K)``, for the correlation with being right.
+        unimodal_logits: ``(N, M, K)`` of the heads of the same seeds, for the correlation with being right.
     """
-    seen = np.where(present, weights.astype(np.float64), np.nan)  # (N, M)
-    shared = shares(weights, present)
+    seen = [np.where(present, one.astype(np.float64), np.nan) for one in weights]  # (N, M) each
+    level = np.mean(seen, axis=0)  # (N, M), for means over clips: those alone may be averaged over seeds first
+    shared = [shares(one, present) for one in weights]
     several = present.sum(axis=1) >= 2
-    collapsed = np.where(several, shared.max(axis=1) > COLLAPSED, np.nan)
-    right = None
-    if unimodal_logits is not None:
-        right = np.where(present, unimodal_logits.argmax(axis=2) == labels[:, None], np.nan)
     columns = list(enumerate(modalities))
+
+    def choosing(values: Sequence[Array]) -> Interval:
+        return bootstrap.interval(over_seeds([mean(np.where(several, one, np.nan)) for one in values]))
+
+    def correlated(m: int, others: Sequence[Array]) -> Interval:
+        pairs = zip(seen, others, strict=True)
+        return bootstrap.interval(over_seeds([correlation(one[:, m], other[:, m]) for one, other in pairs]))
+
+    severity = [degraded.astype(np.float64)] * len(seen)
+    known = [(m, name) for m, name in columns if np.isfinite(degraded[:, m]).any()]
+    right = _right(unimodal_logits or (), present, labels)
     return GateReport(
-        by_modality={name: bootstrap.interval(mean(seen[:, m])) for m, name in columns},
-        by_class=np.stack([_nanmean(seen[labels == k]) for k in range(classes)]),
-        by_severity={name: _severity_bins(seen[:, m], degraded[:, m], bootstrap) for m, name in columns},
-        with_severity={
-            name: bootstrap.interval(correlation(seen[:, m], degraded[:, m].astype(np.float64)))
-            for m, name in columns
-            if np.isfinite(degraded[:, m]).any()
-        },
-        with_right={}
-        if right is None
-        else {name: bootstrap.interval(correlation(seen[:, m], right[:, m])) for m, name in columns},
-        entropy=bootstrap.interval(mean(np.where(several, entropy(shared, present), np.nan))),
-        collapse=bootstrap.interval(mean(collapsed)),
+        by_modality={name: bootstrap.interval(mean(level[:, m])) for m, name in columns},
+        by_class=np.stack([_nanmean(level[labels == k]) for k in range(classes)]),
+        by_severity={name: _severity_bins(level[:, m], degraded[:, m], bootstrap) for m, name in columns},
+        with_severity={name: correlated(m, severity) for m, name in known},
+        with_right={name: correlated(m, right) for m, name in columns if right},
+        entropy=choosing([entropy(one, present) for one in shared]),
+        collapse=choosing([one.max(axis=1) > COLLAPSED for one in shared]),
     )
 
 
@@ -161,24 +173,38 @@ def shuffled(weights: Array, unimodal_logits: Array, present: Array, seed: int =
     return mix_probabilities(shares(weights[order], present), unimodal_logits)
 
 
-def fixed_weights(unimodal_logits: Array, present: Array, labels: Array, steps: int = 10) -> tuple[Array, float]:
-    """Fixed shares ``(M,)`` of the highest accuracy on validation clips, the most even of equally good ones.
+def fixed_weights(
+    unimodal_logits: Array, present: Array, labels: Array, metric: Metric, steps: int = 10
+) -> tuple[Array, float]:
+    """Fixed shares ``(M,)`` that are best on validation clips, the most even of equally good ones.
+
+    Args:
+        unimodal_logits: ``(N, M, K)``.
+        present: ``(N, M)`` bool.
+        labels: ``(N,)``.
+        metric: what they shall be best in; higher is better.
+        steps: parts that the whole is divided into.
 
     Returns:
-        The shares and their accuracy there.
+        The shares and their score there, NaN where these clips cannot tell (no positive one, say).
     """
-    modalities = present.shape[1]
+    modalities, everyone = present.shape[1], np.ones((1, len(present)))
     probabilities = np.nan_to_num(softmax(unimodal_logits))
-    best, merit = np.full(modalities, 1 / modalities), (-1.0, -np.inf)
-    for parts in product(range(steps + 1), repeat=modalities - 1):
-        if sum(parts) > steps:
-            continue
-        shared = np.array([*parts, steps - sum(parts)]) / steps
+
+    def merit(shared: Array) -> tuple[float, float]:
         mixed = np.einsum("nm,nmk->nk", shares(np.tile(shared, (len(present), 1)), present), probabilities)
-        score = (float((mixed.argmax(axis=1) == labels).mean()), -float((shared**2).sum()))
-        if score > merit:
-            best, merit = shared, score
-    return best, merit[0]
+        # Rounded, or equally good shares would differ in the last bit.
+        return round(float(metric(mixed, labels)(everyone)[0]), 9), -float((shared**2).sum())
+
+    best = np.full(modalities, 1 / modalities)
+    score = merit(best)
+    for parts in product(range(steps + 1), repeat=modalities - 1):
+        if sum(parts) <= steps:
+            shared = np.array([*parts, steps - sum(parts)]) / steps
+            found = merit(shared)
+            if found > score:
+                best, score = shared, found
+    return best, score[0]
 
 
 def mask_only(present: Array, labels: Array, test_present: Array, classes: int) -> Array:
@@ -190,6 +216,11 @@ def mask_only(present: Array, labels: Array, test_present: Array, classes: int) 
     answer[:] = 0.0
     answer[:, model.classes_] = model.predict_proba(test_present.astype(np.float64))
     return answer
+
+
+def _right(unimodal_logits: Sequence[Array], present: Array, labels: Array) -> list[Array]:
+    """Whether each head is right, ``(N, M)`` a seed, NaN where the modality is absent."""
+    return [np.where(present, one.argmax(axis=2) == labels[:, None], np.nan) for one in unimodal_logits]
 
 
 def _severity_bins(weight: Array, severity: Array, bootstrap: Bootstrap) -> list[tuple[float, float, Interval]]:

@@ -9,7 +9,7 @@ metric.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,11 @@ class Interval:
     groups: int
     clips: int
     dropped: int = 0
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero; never without an interval."""
+        return self.low > 0 or self.high < 0
 
     def metrics(self, name: str) -> dict[str, float]:
         """Returns ``{name, name_low, name_high}`` as floats; without an interval only the value."""
@@ -162,6 +167,17 @@ def correlation(x: Array, y: Array) -> Statistic:
             return np.where((n > 1) & (va > 1e-12) & (vb > 1e-12), cov / spread, np.nan)
 
     return statistic
+
+
+def over_seeds(statistics: Sequence[Statistic]) -> Statistic:
+    """The mean of several statistics, one a seed, on the same resamples; where one is undefined, that of the others."""
+
+    def averaged(weights: Array) -> Array:
+        values = np.stack([one(weights) for one in statistics])  # (seeds, R)
+        known = np.isfinite(values)
+        return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+
+    return averaged
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

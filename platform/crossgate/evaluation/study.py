@@ -18,10 +18,11 @@ from scipy.stats import binomtest
 
 from crossgate.evaluation.classification import expected_calibration_error
 from crossgate.evaluation.comparison import Kind, statistic
-from crossgate.evaluation.intervals import Bootstrap, Difference, Interval, Statistic, mean
+from crossgate.evaluation.intervals import Bootstrap, Difference, Interval, Statistic, mean, over_seeds
 
 Array = NDArray[Any]
 Subset = tuple[int, ...]
+ORACLE = "oracle"
 UNGATED = "mean"
 """The fusion that has a head on all features, as gates of features have, and no gate."""
 
@@ -56,7 +57,7 @@ class StudyRow:
         difference: to the reference, paired; None for the reference itself.
         mcnemar: exact two-sided p of the clips that most seeds get right under one and not the other (McNemar 1947).
         nll: log loss. ece: calibration error, mean over seeds.
-        gap: share of the way from the reference to the oracle; None without an oracle above the reference.
+        gap: share of the way from the reference's accuracy to the oracle's; None without an oracle above the reference.
         ungated: of a gate, its difference to the plain mean of features under the same head, paired: what gating itself
             is worth. None for that mean, and where it was not among the answers.
     """
@@ -74,15 +75,6 @@ class StudyRow:
     note: str = ""
 
 
-def over_seeds(statistics: Sequence[Statistic]) -> Statistic:
-    """The mean of several statistics on the same resamples."""
-
-    def both(weights: Array) -> Array:
-        return np.mean([one(weights) for one in statistics], axis=0)
-
-    return both
-
-
 def rows(
     answers: Sequence[Answer],
     labels: Array,
@@ -90,9 +82,12 @@ def rows(
     reference: str,
     metric: str = "accuracy",
     positive: int | None = None,
-    oracle: str = "oracle",
+    oracle: str = ORACLE,
 ) -> list[StudyRow]:
     """The table: every competitor against the reference on the same resamples.
+
+    The oracle picks heads by knowing the label, so what it ranks first is the truth itself: it has a line in accuracy
+    alone, and the gap to it is one of accuracy whatever the metric.
 
     Args:
         answers: in the order of the table, the reference among them.
@@ -113,10 +108,13 @@ def rows(
         return over_seeds([statistic(metric, one, labels, positive) for one in answer.test])
 
     base = scored(by_name[reference])
-    top = scored(by_name[oracle]) if oracle in by_name else None
+    low = accuracy(by_name[reference], labels)
+    high = accuracy(by_name[oracle], labels) if oracle in by_name else None
     plain = scored(by_name[UNGATED]) if UNGATED in by_name else None
     found = []
     for answer in answers:
+        if answer.name == oracle and metric != "accuracy":
+            continue
         own = scored(answer)
         each = [bootstrap.value(statistic(metric, one, labels, positive)) for one in answer.test]
         itself = answer.name == reference
@@ -131,12 +129,17 @@ def rows(
                 mcnemar=math.nan if itself else mcnemar(answer.test, by_name[reference].test, labels),
                 nll=bootstrap.interval(over_seeds([mean(log_loss(one, labels)) for one in answer.test])),
                 ece=float(np.mean([expected_calibration_error(one, labels) for one in answer.test])),
-                gap=_gap(own, base, top, bootstrap) if answer.kind == "gate" and top is not None else None,
+                gap=_gap(accuracy(answer, labels), low, high, bootstrap) if answer.kind == "gate" and high else None,
                 ungated=bootstrap.difference(own, plain) if gated and plain is not None else None,
                 note=answer.note,
             )
         )
     return found
+
+
+def accuracy(answer: Answer, labels: Array) -> Statistic:
+    """A competitor's accuracy, mean over seeds."""
+    return over_seeds([mean(one.argmax(axis=1) == labels) for one in answer.test])
 
 
 def log_loss(probabilities: Array, labels: Array) -> Array:

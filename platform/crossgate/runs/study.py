@@ -21,14 +21,15 @@ from torch import Tensor
 from crossgate.batch import ClipBatch
 from crossgate.clips.spoil import SOUNDS, SWEEPS, kinds, spoil
 from crossgate.clips.tensors import clip_tensors
-from crossgate.config import FusionConfig, Recipe
+from crossgate.config import ExchangeConfig, FusionConfig, Recipe
 from crossgate.errors import UserError, writing
 from crossgate.evaluation import gates as measures
 from crossgate.evaluation.classification import choose_thresholds, softmax
-from crossgate.evaluation.comparison import REFERENCE, positive_class
+from crossgate.evaluation.comparison import REFERENCE, main_metric, positive_class, statistic
 from crossgate.evaluation.intervals import Bootstrap
 from crossgate.evaluation.study import Answer, chosen, log_loss, right_of, subsets
-from crossgate.evaluation.study_report import Findings, LowLabels, Sweep, present_study, study_markdown
+from crossgate.evaluation.study_findings import Findings, LowLabels, Sweep
+from crossgate.evaluation.study_report import present_study, study_markdown
 from crossgate.model.classifier import Classifier
 from crossgate.model.fusion import FUSIONS
 from crossgate.model.network import MultimodalNetwork
@@ -94,7 +95,9 @@ def _adopted(recipe: Recipe) -> Recipe:
     update: dict[str, Any] = {}
     if recipe.finetune.init:
         card = read_card(model_directory(recipe.finetune.init))
-        update["model"] = card.model.from_scratch().model_copy(update={"fusion": recipe.model.fusion})
+        # Without what passes between its encoders: the features are of one modality each.
+        bare = {"fusion": recipe.model.fusion, "exchange": ExchangeConfig()}
+        update["model"] = card.model.from_scratch().model_copy(update=bare)
         update["data"] = recipe.data.model_copy(update={"clip": card.clip})
     folder = recipe.finetune.features or f"{recipe.run.output}/features"
     update["finetune"] = recipe.finetune.model_copy(update={"freeze": True, "features": folder})
@@ -185,7 +188,7 @@ class Study:
             torch.manual_seed(self.recipe.run.seed)
             network = MultimodalNetwork(plain, self.recipe.data.clip)
         if init:
-            load_encoders(network, init)
+            log.info("from %s: %s", init, load_encoders(network, init))
         network.freeze_encoders()
         return network.to(self.run.world.device).eval()
 
@@ -213,6 +216,8 @@ class Study:
         uniform, logits = Answer(REFERENCE, "average", []), Answer("uniform mean of logits", "average", [])
         fixed = Answer("fixed weights, tuned on validation", "average", [])
         self.trained = {name: [] for name in self.gates}
+        positive = positive_class(self.classes, self.recipe.finetune.positive)
+        metric = partial(statistic, main_metric(positive), positive=positive)
         for number, seed in enumerate(self.seeds):
             log.info("seed %d of %d: %d gates", number + 1, len(self.seeds), len(gates))
             heads = train_heads(self.train, self.val, self.setting, seed)
@@ -225,7 +230,7 @@ class Study:
                 answer.test.append(measures.single(of_test, here, m, self.prior))
             uniform.test.append(measures.uniform_probabilities(of_test, here))
             logits.test.append(measures.uniform_logits(of_test, here))
-            best, _ = measures.fixed_weights(of_val, val.present.numpy(), val.labels.numpy())
+            best, _ = measures.fixed_weights(of_val, val.present.numpy(), val.labels.numpy(), metric)
             shared = measures.shares(np.tile(best, (len(here), 1)), here)
             fixed.test.append(measures.mix_probabilities(shared, of_test))
             for name, answer in gates.items():

@@ -134,13 +134,13 @@ class Task(nn.Module):
 
         Biases, norms, scalars and learned tokens do not decay; encoders learn at `encoder_lr_scale` times `optim.lr`.
         """
-        exempt = _exempt(self)
+        decaying = decaying_parameters(self)
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             encoder = ".encoders." in name
-            decays = parameter.ndim > 1 and name not in exempt and not name.endswith("bias")
+            decays = name in decaying
             label = f"{'encoders' if encoder else 'rest'}/{'decay' if decays else 'no_decay'}"
             group = groups.setdefault(
                 label,
@@ -155,14 +155,21 @@ class Task(nn.Module):
         return list(groups.values())
 
 
-def _exempt(task: nn.Module) -> set[str]:
-    """Returns the names of parameters that a module (ours or timm's) declares as not to decay."""
-    names: set[str] = set()
-    for prefix, module in task.named_modules():
+def decaying_parameters(model: nn.Module) -> set[str]:
+    """Returns the names of a model's parameters that weight decay is for.
+
+    Not for biases, norms and scalars, nor for what a module (ours or timm's) declares as not to decay: learned tokens.
+    """
+    exempt: set[str] = set()
+    for prefix, module in model.named_modules():
         declared = getattr(module, "no_weight_decay", None)
         if callable(declared):
-            names.update(f"{prefix}.{name}" for name in declared())
-    return names
+            exempt.update(f"{prefix}.{name}" if prefix else name for name in declared())
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and name not in exempt and not name.endswith("bias")
+    }
 
 
 def global_means(measured: dict[str, tuple[Tensor, Tensor]]) -> Report:
