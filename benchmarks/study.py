@@ -163,7 +163,7 @@ class Study:
 
     def end_to_end(self) -> dict[str, list[float]]:
         """Returns the test accuracies of every way, one a seed: everything about a run is drawn anew."""
-        recipes, index, small = self.of_demo("recipes"), self.shards("half-spoiled")
+        recipes, index = self.of_demo("recipes"), self.shards("half-spoiled")
         small = self.small("training.epochs=1" if self.short else "training.epochs=6")
         ways = dict(list(ENDS.items())[::3]) if self.short else ENDS
         found: dict[str, list[float]] = {way: [] for way in ways}
