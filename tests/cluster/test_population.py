@@ -119,7 +119,7 @@ def test_a_schedule_is_told_in_words_and_has_a_column_of_its_own() -> None:
 def work(planned: Planned) -> None:
     """Does what Tune's process does with a stretch of a trial."""
     record, settings = planned
-    job = {"record": asdict(record), "recipe": settings.model_dump(mode="json")}
+    job = {"record": asdict(record), "recipe": settings.model_dump(mode="json"), "halving": False}
     pause = {"until": record.until} if record.until < 12 else {}
     _recorded(job, lambda recipe: run_member(recipe, **pause))
 

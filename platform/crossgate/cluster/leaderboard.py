@@ -96,6 +96,9 @@ def _caveats(recipe: Recipe, result: SearchResult) -> list[str]:
     pruned = sum(one.status == "pruned" and not averages(recipe, one) for one in result.trials)
     if pruned:
         found.append(f"{pruned} trial{'s' if pruned > 1 else ''} pruned early not counted, so that p is somewhat small")
+    explored = sum(one.status == "explored" and not averages(recipe, one) for one in result.trials)
+    if explored:
+        found.append(f"the finalists are the best of {explored} explored, which p does not know")
     return found
 
 

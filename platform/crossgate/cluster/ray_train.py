@@ -49,9 +49,7 @@ def launch(
     if _here(recipe):
         _check_gpu(recipe)
         return resolve(entry)(recipe, **(arguments or {}))
-    with _Mail.fresh(recipe) as mail:
-        if stop is not None:
-            threading.Thread(target=_pass_on, args=(stop, mail), name="pass-on-stop", daemon=True).start()
+    with _Mail.fresh(recipe) as mail, _passed_on(stop, mail) if stop is not None else nullcontext():
         return _fit_on_ray(recipe, entry, arguments or {}, mail)
 
 
@@ -84,9 +82,21 @@ def resolve(entry: str) -> Callable[..., dict[str, Any]]:
 # ---- Ray Train -------------------------------------------------------------------------------------------------
 
 
-def _pass_on(stop: threading.Event, mail: _Mail) -> None:
-    stop.wait()
-    mail.ask_to_stop(signal.SIGTERM)
+@contextmanager
+def _passed_on(stop: threading.Event, mail: _Mail) -> Iterator[None]:
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            if stop.wait(0.5):
+                mail.ask_to_stop(signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, name="pass-on-stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _fit_on_ray(recipe: Recipe, entry: str, arguments: Mapping[str, Any], mail: _Mail) -> dict[str, Any]:

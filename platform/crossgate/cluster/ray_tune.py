@@ -170,15 +170,14 @@ _ENDS: dict[str, Status] = {"finished": "FINISHED", "explored": "FINISHED", "pru
 def _end_tracked_runs(recipe: Recipe, records: Sequence[TrialRecord]) -> None:
     """A trial that Tune stopped cannot end its MLflow run by itself; one that ended while the server was away has not
     sent everything."""
-    trouble: dict[str, Exception] = {}
-    for record in (one for one in records if recipe.tracking.enabled and one.status in _ENDS):
+    ended = [one for one in records if recipe.tracking.enabled and one.status in _ENDS]
+    for place, record in enumerate(ended):
         try:
             conclude(record.directory, pinned(recipe.tracking, recipe.run.output), _ENDS[record.status])
-        except Exception as error:  # the search has its result: no server may take that away
-            trouble[record.name] = error
-    if trouble:
-        said = str(next(iter(trouble.values()))).splitlines()[0]
-        log.warning("MLflow lacks the end of %d trials (%s): start the search again later", len(trouble), said)
+        except Exception as error:  # the search has its result: no server may take that away, nor keep it waiting
+            said = str(error).splitlines()[0]
+            log.warning("MLflow may lack the end of %d trials (%s): start again later", len(ended) - place, said)
+            return
 
 
 # ---- under Ray -------------------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ class _Stage:
 
         def job() -> dict[str, Any] | None:
             planned = draw()
-            return self._job(*planned) if planned is not None else None
+            return self._job(*planned, halving) if planned is not None else None
 
         grace = config.grace or recipe.training.eval_every or 1
         scheduler = Halving(grace, config.reduction, kill=not self._nested) if halving else None
@@ -287,9 +286,10 @@ class _Stage:
             if result.error is not None and result.config:
                 _note_death(TrialRecord(**result.config["job"]["record"]), result.error)
 
-    def _job(self, record: TrialRecord, settings: Recipe) -> dict[str, Any]:
+    def _job(self, record: TrialRecord, settings: Recipe, halving: bool) -> dict[str, Any]:
         tree = settings.model_dump(mode="json")
-        return {"record": asdict(record), "recipe": tree, "trial": self._trial, "parent": self._tracker.run_id}
+        job = {"record": asdict(record), "recipe": tree, "trial": self._trial, "parent": self._tracker.run_id}
+        return job | {"halving": halving}
 
 
 def _name(trial: Any) -> str:
@@ -353,13 +353,14 @@ def _nested_trial(config: dict[str, Any]) -> None:
         told = -1
         while thread.is_alive():
             thread.join(_LOOK_S)
-            if read_record(record).status == "pruned":
+            if _pruned(job):
                 stop.set()
                 continue
             lines = read_metrics(Path(record.directory))
             for line in lines:
                 # A validation with nothing after it may be the last, at which no trial is stopped.
-                if told < line["step"] < lines[-1]["step"] and recipe.search.metric in line and thread.is_alive():
+                new = told < line["step"] < lines[-1]["step"] and recipe.search.metric in line
+                if new and thread.is_alive() and not _pruned(job):
                     told = line["step"]
                     heard(told, line)
         if isinstance(outcome[0], BaseException):
@@ -389,10 +390,15 @@ def _recorded(job: dict[str, Any], run: Callable[[Recipe], dict[str, Any]]) -> N
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         outcome = {"status": "failed", "reason": reason.splitlines()[0]}
     except Preempted:
-        if read_record(record).status != "pruned":
+        if not _pruned(job):
             raise
-    if read_record(record).status != "pruned":
+    if not _pruned(job):
         write_record(record, **outcome, seconds=round(record.seconds + time.monotonic() - started, 1))
+
+
+def _pruned(job: dict[str, Any]) -> bool:
+    """Whether halving has stopped the trial: this time, for one that an earlier stage pruned may be trained in full."""
+    return job["halving"] and read_record(TrialRecord(**job["record"])).status == "pruned"
 
 
 def _through_outages(run: Callable[[Recipe], dict[str, Any]], recipe: Recipe) -> dict[str, Any]:

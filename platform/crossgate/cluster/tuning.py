@@ -123,6 +123,12 @@ class Halving(ASHAScheduler):
             )
         return TrialScheduler.STOP if self._kill else TrialScheduler.CONTINUE
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if read_record(record_of(trial)).status == "pruned":  # steps that it did until it ended itself do not count
+            self.on_trial_remove(tune_controller, trial)
+        else:
+            super().on_trial_complete(tune_controller, trial, result)
+
     def _replay(self, trial: Any, record: TrialRecord) -> None:
         for step, value in reports_of(record.directory):
             super().on_trial_result(None, trial, {STEP: step, VALUE: value})  # type: ignore[arg-type]

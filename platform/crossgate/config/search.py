@@ -58,6 +58,9 @@ Dimension = Annotated[
 ]
 
 
+_OF_TRIALS = ("data", "model", "finetune", "optim", "training", "engine")
+
+
 class SearchConfig(Config):
     """Ray Tune over gating variants and schedules."""
 
@@ -88,7 +91,7 @@ class SearchConfig(Config):
     value of a list gives way to its neighbour."""
     explore: dict[str, Any] = {}
     """Recipe key -> value for trials while the space is explored, which makes them cheap: fewer labels
-    (`{data.train: [train-small]}`), steps or pixels. The best few, and the averages, are then trained without it."""
+    (`{data.train: [train_small]}`), steps or pixels. The best few, and the averages, are then trained without it."""
     seeds: Positive = 1
     """Seeds that each of the best few is run with before the winner is named, its mean counting; from 3 on without the
     first, which chose them. Less than 4 never show that a gate beats averaging."""
@@ -129,6 +132,9 @@ class SearchConfig(Config):
         both = sorted(self.explore.keys() & self.space.keys())
         if both:
             raise ValueError(f"explore: '{both[0]}' is varied in search.space already: leave one of them out")
+        other = [key for key in self.explore if key.partition(".")[0] not in _OF_TRIALS]
+        if other:
+            raise ValueError(f"explore: '{other[0]}' makes no trial cheaper, expected keys of {', '.join(_OF_TRIALS)}")
         if self.explore and self.scheduler == "pbt":
             raise ValueError("explore: what pbt finds is a schedule of the whole training: leave it empty")
         return self

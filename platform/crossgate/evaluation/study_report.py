@@ -24,8 +24,9 @@ def present_study(found: Findings) -> Evaluation:
     done = Evaluation(summary=summary(found))
     for section, draw in _sections(found):
         done.add(section, *(draw(found) if draw is not None else ()))
-    for answer in found.answers:  # the gap's measure, whatever the table's
-        done.put(metric_name("test", "study", answer.name, "accuracy"), found.accuracy(answer))
+    for answer in found.answers:  # the gap's measure, where it is not the table's
+        if found.metric != "accuracy":
+            done.put(metric_name("test", "study", answer.name, "accuracy"), found.accuracy(answer))
     for line in found.lines.values():
         done.put(metric_name("test", "study", line.name, found.metric), line.score)
         if line.difference is not None:

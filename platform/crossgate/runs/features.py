@@ -31,7 +31,7 @@ from crossgate.stream.collate import BadClip
 from crossgate.stream.loader import agreed_skips, sequential
 
 BATCH = 64
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 def keep_features(network: MultimodalNetwork, run: RunContext, parts: tuple[Part, ...]) -> str:

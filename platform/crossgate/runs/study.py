@@ -248,7 +248,8 @@ class Study:
     def _weighted(self, answers: list[Answer]) -> str:
         """The gate of the lowest log loss on validation among those whose weights vary with the clip."""
         candidates = [one for one in answers if any(measures.varies(w, self.present) for w in one.weights)]
-        mixing = [one for one in candidates if one.name.endswith("_probabilities")]
+        # Those that are nothing but their weights, so that shuffling these is shuffling the gate.
+        mixing = [one for one in candidates if one.name.endswith("_probabilities") and "classwise" not in one.name]
         return chosen(mixing or candidates or answers).name
 
     def _controls(self, weighted: str) -> Iterator[Answer]:
