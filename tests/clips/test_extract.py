@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import types
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -46,6 +48,22 @@ def test_clips_come_one_at_a_time(moving):
     clips = iter_clips(moving(frames=100, size=(48, 64), fps=10), seconds=1.0)
     assert next(clips).start == 0.0
     assert next(clips).start == 1.0
+
+
+def test_a_gap_that_is_not_held_over_is_in_no_clip(tmp_path):
+    """Pictures of 0 to 2, 10 to 10.3 and 20 to 22 s: the middle ones are less than half a clip."""
+    path = tmp_path / "gaps.mkv"
+    with av.open(str(path), "w") as target:
+        stream = target.add_stream("libx264", rate=10, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for tenth in (*range(20), *range(100, 103), *range(200, 220)):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), tenth, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = tenth, Fraction(1, 10)
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    clips = extract(path, seconds=1.0, hold=0.1)
+    assert [(clip.start, clip.frames) for clip in clips] == [(0, 10), (1, 10), (20, 10), (21, 10)]
+    assert len(extract(path, seconds=1.0)) == 22
 
 
 def test_one_frame_has_no_flow(moving):

@@ -118,6 +118,11 @@ def test_a_frame_may_be_held_for_so_long_and_runs_of_frames_end_there(gap):
     assert found == [(0, [40, 80, 80]), (3, [80]), (8, [120])]
 
 
+def test_a_frame_is_held_until_the_next_is_due_however_short_the_hold(gap):
+    frames = Frames(gap, rate=10.0, size=lambda w, h: (w, h), hold=0.01)
+    assert [number for number, _ in frames.pictures()] == [0, 1, 8]
+
+
 def test_strips_are_refused_upright_or_not(tmp_path):
     for number, (width, height, fits) in enumerate(((64, 8, True), (72, 8, False), (8, 64, True), (8, 72, False))):
         path = tmp_path / f"{number}.mkv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pandas as pd
 import pytest
 
 from crossgate.errors import UserError
-from crossgate.registry.predictor import COLUMNS, Predictor
+from crossgate.registry.predictor import COLUMNS, Predictor, as_json
 from crossgate.registry.sources import Settings
 
 
@@ -260,6 +261,13 @@ def test_a_pretrained_model_is_refused(tmp_path: Path, model_dir: Path) -> None:
 
 def test_no_items_give_an_empty_table(predictor: Predictor) -> None:
     assert predictor.predict([]).empty
+
+
+def test_rows_become_json_without_what_it_lacks() -> None:
+    row = {"score": np.float32("nan"), "scores": {"a": float("inf"), "b": np.float64(0.5)}, "n": (np.int64(3), "x")}
+    told = as_json({**row, "weights": None, "good": np.bool_(True)})
+    wanted = {"score": None, "scores": {"a": None, "b": 0.5}, "n": [3, "x"], "weights": None, "good": True}
+    assert json.dumps(told, allow_nan=False) == json.dumps(wanted)
 
 
 def test_importing_the_registry_pulls_no_training_stack() -> None:

@@ -306,7 +306,11 @@ def test_mlflow_serves_it_over_http(released: ReleasedModel, run_dir: Path, vide
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-p", str(port)]
     command += ["-m", released.uri]
     url = f"http://127.0.0.1:{port}"
-    environment = {"MLFLOW_TRACKING_URI": released.tracking_uri, "SERVING_MODEL_CONFIG": json.dumps(BOUNDS)}
+    environment = {
+        "MLFLOW_TRACKING_URI": released.tracking_uri,
+        "SERVING_MODEL_CONFIG": json.dumps(BOUNDS),
+        "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "600",  # the hostile request has a gigapixel to decode
+    }
     with running(command, f"{url}/ping", tmp_path / "serve.log", environment) as pid:
         data = (videos / "whole.mp4").read_bytes()
         text = base64.b64encode(data).decode()
@@ -326,7 +330,7 @@ def test_mlflow_serves_it_over_http(released: ReleasedModel, run_dir: Path, vide
         sent = [_as_json(item) for _, item in hostile(data, tmp_path)]
         body = json.dumps({"inputs": [item for item in sent if item is not _UNSENDABLE]})
         answer = requests.post(
-            f"{url}/invocations", data=body, headers={"Content-Type": "application/json"}, timeout=60
+            f"{url}/invocations", data=body, headers={"Content-Type": "application/json"}, timeout=600
         )
         assert answer.status_code == 200, answer.text[:500]
         rows = strict(answer.text)["predictions"]

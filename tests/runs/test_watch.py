@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from crossgate.cli import app
 from crossgate.clips.extract import RawClip
-from crossgate.clips.media import SAMPLE_RATE
+from crossgate.clips.media import SAMPLE_RATE, Frames
 from crossgate.errors import UserError
 from crossgate.model.store import keep_threshold
 from crossgate.registry.predictor import Predictor
@@ -124,13 +124,13 @@ def test_the_command_prints_json_lines_and_draws(model: Path, video: Path, tmp_p
 def test_what_breaks_off_leaves_the_timeline_of_what_was_scored(
     model: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
-    whole = watch.Frames.runs
+    whole = Frames.runs
 
-    def torn(frames: watch.Frames, length: int) -> Iterator[tuple[int, np.ndarray]]:
+    def torn(frames: Frames, length: int) -> Iterator[tuple[int, np.ndarray]]:
         yield from islice(whole(frames, length), pieces)
         raise UserError("not readable (no data for 30 s)", where="rtsp://door")
 
-    monkeypatch.setattr(watch.Frames, "runs", torn)
+    monkeypatch.setattr(Frames, "runs", torn)
     figure = tmp_path / "timeline.png"
     done = CliRunner().invoke(app, ["watch", str(model), str(video), "--figure", str(figure)])
     assert isinstance(done.exception, UserError) and "no data for 30 s" in str(done.exception)
@@ -169,25 +169,26 @@ class Camera:
         self._server.close()
 
 
-def broadcast(video: Path, tone: int, clock: int = 0) -> bytes:
-    """The long video as a camera would send it, a key frame every second, with a tone for so many frames.
+def broadcast(video: Path, tone: int, clock: int = 0, *, step: int = 1, rate: Fraction | int = 8) -> bytes:
+    """The long video as a camera would send it, a key frame every eight, with a tone for so many frames.
 
-    Its clock shows so many seconds at the beginning.
+    Its clock shows so many seconds at the beginning; a frame comes every `step` eighths of a second, whatever `rate`
+    the stream declares.
     """
     out = io.BytesIO()
     with av.open(str(video)) as given, av.open(out, "w", format="mpegts") as target:
-        stream = target.add_stream("libx264", rate=8, options={"tune": "zerolatency", "g": "8"})
+        stream = target.add_stream("libx264", rate=rate, options={"tune": "zerolatency", "g": "8"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         track = target.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         for number, frame in enumerate(given.decode(video=0)):
             picture = av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")
-            picture.pts, picture.time_base = 8 * clock + number, Fraction(1, 8)
+            picture.pts, picture.time_base = 8 * clock + number * step, Fraction(1, 8)
             target.mux(stream.encode(picture))
             if number >= tone:
                 continue
-            wave = np.sin(np.arange(SAMPLE_RATE // 8) * 0.3).astype(np.float32)[None] * 0.3
+            wave = np.sin(np.arange(SAMPLE_RATE // 8 * step) * 0.3).astype(np.float32)[None] * 0.3
             block = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
-            block.sample_rate, block.pts = SAMPLE_RATE, (8 * clock + number) * SAMPLE_RATE // 8
+            block.sample_rate, block.pts = SAMPLE_RATE, (8 * clock + number * step) * SAMPLE_RATE // 8
             target.mux(track.encode(block))
         target.mux(stream.encode(None))
         target.mux(track.encode(None))
@@ -232,6 +233,22 @@ def test_a_camera_that_sets_its_clock_is_watched_on(
     assert all(moment.modalities == ["rgb", "audio"] for moment in found)
     said = [record.getMessage() for record in caplog.records if "video: the clock jumps" in record.getMessage()]
     assert len(said) == len(clocks) - 1
+
+
+@pytest.mark.parametrize(("rate", "warnings"), [(Fraction(1, 3), 0), (8, 1)])
+def test_a_camera_of_a_picture_every_three_seconds_is_watched(
+    tmp_path: Path, video: Path, caplog: pytest.LogCaptureFixture, rate: Fraction | int, warnings: int
+) -> None:
+    """Its steps are no jumps; where it has declared shorter ones, all but the first."""
+    model = tiny_classifier(tmp_path / "model", seconds=2.0, modalities=("rgb", "audio"))
+    camera = Camera(broadcast(video, 56, step=24, rate=rate), http=False)
+    camera.go_on.set()
+    found = list(Watch(str(model), f"tcp://127.0.0.1:{camera.port}"))
+    camera.close()
+    assert len(found) >= 54, "one a picture, but for the first and the last"
+    assert 160 < found[-1].end_s <= 168
+    assert all(moment.modalities == ["rgb", "audio"] for moment in found)
+    assert sum("the clock jumps" in record.getMessage() for record in caplog.records) == warnings
 
 
 def test_a_long_gap_in_a_file_has_no_windows_and_counts(video: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,15 +59,16 @@ def iter_clips(
     seconds: float = 2.0,
     short_side: int = 128,
     fps: float = 12.0,
+    hold: float = math.inf,
     modalities: Collection[str] = tuple(MODALITIES),
     estimator: Estimator | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[RawClip]:
     """Yields the consecutive clips of a video, holding one in memory at a time.
 
-    A video shorter than `seconds` is one clip of its own length; the last piece of a longer one is kept if it is at
-    least half as long as the others. The frame rate is the source's, divided by a whole number to `fps` or below;
-    pictures are never enlarged.
+    A video shorter than `seconds` is one clip of its own length; the last piece of a longer one, or before a gap, is
+    kept if it is at least half as long as the others. The frame rate is the source's, divided by a whole number to
+    `fps` or below; pictures are never enlarged.
 
     Args:
         source: path or bytes of the video.
@@ -75,6 +77,8 @@ def iter_clips(
         seconds: length of a clip.
         short_side: pixels of the shorter side.
         fps: highest frame rate.
+        hold: seconds for which a picture counts at most; what is longer is a gap, which is in no clip. With a depth
+            sensor's stream, which is read on without gaps: infinite.
         modalities: those wanted; a clip gets those of them that it has.
         estimator: makes depth where there is no sensor's.
         limits: bounds of what is read.
@@ -82,17 +86,15 @@ def iter_clips(
     Raises:
         UserError: no pictures, not decodable, beyond the limits.
     """
-    frames = Frames(source, highest=fps, size=partial(storage_size, short_side=short_side), limits=limits)
+    size = partial(storage_size, short_side=short_side)
+    frames = Frames(source, highest=fps, size=size, hold=hold, limits=limits)
     length = max(1, round(seconds * frames.rate))
-    pictures = iter(frames)
     sound: Sound | None = None
     depths: Iterator[NDArray[np.uint16]] | None = None
-    begun = 0
-    while batch := list(islice(pictures, length)):
-        if begun and 2 * len(batch) < length:
-            return
-        rgb = np.stack(batch)
-        clip = RawClip(fps=frames.rate, start=begun / frames.rate)
+    for first, rgb in frames.runs(length):
+        if first and 2 * len(rgb) < length:
+            continue
+        clip = RawClip(fps=frames.rate, start=first / frames.rate)
         if "rgb" in modalities:
             clip.streams["rgb"] = rgb
         if "flow" in modalities and (flow := clip_flow(rgb, frames.rate)) is not None:
@@ -112,7 +114,6 @@ def iter_clips(
         elif "depth" in modalities and estimator is not None:
             clip.streams["depth"], clip.depth_kind = estimate(estimator, rgb), "estimated"
         yield clip
-        begun += len(rgb)
 
 
 def _sensor(source: Source, rate: float, size: tuple[int, int], limits: Limits) -> Frames:

@@ -24,7 +24,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _OPEN_S, _READ_S = 15.0, 30.0
 _AHEAD_S = 2.0  # decoded pictures are large: more of them are not kept for sound that does not come
 _NO_PICTURE_S = 60.0
-_JUMP_S = 2.0
+_JUMP_S, _USUAL_STEPS = 2.0, 3
 
 log = logging.getLogger("crossgate.clips")
 
@@ -33,7 +33,8 @@ class Live:
     """Stands for PyAV's open container where `media` reads a file, with pictures and sound asked for in any order.
 
     A packet that cannot be decoded is left out. Sound that falls more than two seconds behind the pictures counts as
-    over. Where a clock steps back, or ahead by more than two seconds, time goes on as if it had not.
+    over. Where a clock steps back, or ahead by more than two seconds and three usual steps, time goes on as if it had
+    not.
 
     Args:
         url: of any scheme of `SCHEMES`, or http(s).
@@ -54,7 +55,7 @@ class Live:
         chosen = [*self.streams.video[:1], *(self.streams.audio[:1] if sound else ())]
         self._packets = self._container.demux(*chosen)
         self._waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in chosen}
-        self._clocks = {stream.index: _Clock(f"{self.name}, {stream.type}") for stream in chosen}
+        self._clocks = {stream.index: _Clock(f"{self.name}, {stream.type}", _declared(stream)) for stream in chosen}
 
     def decode(self, stream: Any) -> Iterator[Any]:
         """Yields one stream's frames; those of the other that come in between wait for their turn."""
@@ -91,12 +92,20 @@ class Live:
 
 
 class _Clock:
-    """Takes the jumps out of the times of one stream's frames: a network's outage, a camera that sets its clock."""
+    """Takes the jumps out of the times of one stream's frames: a network's outage, a camera that sets its clock.
 
-    def __init__(self, name: str) -> None:
+    A step that is long but like the one before it is no jump: so slow a camera may have declared another rate.
+
+    Args:
+        name: for the log.
+        step: usual one, in the stream's ticks; 0 where it is unknown.
+    """
+
+    def __init__(self, name: str, step: int) -> None:
         self._name = name
         self._last: int | None = None  # in the stream's ticks, as given
-        self._step = 0
+        self._step = step
+        self._before = 0  # the last step as given, a jump or not
         self._taken = 0
 
     def smoothed(self, frame: Any) -> Any:
@@ -106,16 +115,24 @@ class _Clock:
         given = frame.pts
         if self._last is not None:
             step = given - self._last
-            if 0 <= step * frame.time_base <= _JUMP_S:
+            longest = max(_JUMP_S / frame.time_base, _USUAL_STEPS * max(self._step, self._before))
+            if 0 <= step <= longest:
                 self._step = step
             else:
                 log.warning(
                     "%s: the clock jumps by %+.1f s; time goes on from there", self._name, step * frame.time_base
                 )
                 self._taken += step - self._step
+            self._before = step
         self._last = given
         frame.pts = given - self._taken
         return frame
+
+
+def _declared(stream: Any) -> int:
+    """Returns the ticks from frame to frame by the rate that a stream declares, 0 where it declares none."""
+    rate = (stream.average_rate or stream.guessed_rate) if stream.type == "video" else None
+    return round(1 / (rate * stream.time_base)) if rate and stream.time_base else 0
 
 
 def shown(url: str) -> str:

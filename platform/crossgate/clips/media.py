@@ -223,7 +223,8 @@ class Frames:
         rate: frames a second; None: `divided_rate` of the source's by `highest`.
         size: function of the upright ``(width, height)`` that returns the wanted one.
         depth: the stream is 16-bit grey and is returned as such, resized without mixing neighbours.
-        hold: seconds for which a frame counts at most; then nothing is due until the next one.
+        hold: seconds for which a frame counts at most, one step of the rate at least; then nothing is due until the
+            next one.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class Frames:
         hold: float = math.inf,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        self.source, self.size, self.depth, self.hold, self.limits = source, size, depth, hold, limits
+        self.source, self.size, self.depth, self.limits = source, size, depth, limits
         self.where = name_of(source)
         with open_media(source, limits) as container:
             stream = video_stream(container, self.where)
@@ -246,6 +247,7 @@ class Frames:
             self.source_rate = source_rate(stream)
             self._aspect = float(stream.sample_aspect_ratio or 1)
         self.rate = rate or divided_rate(self.source_rate, highest)
+        self.hold = max(hold, 1 / self.rate)
         self.start: float = 0.0
         """Time of the first frame on the file's clock, known once iteration has begun."""
         self._slack = 0.25 / self.source_rate  # containers round times, Matroska to milliseconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,17 @@ def as_items(items: Any) -> list[Any]:
     if isinstance(items, str | bytes | bytearray | memoryview | dict | Path):
         return [items]
     return list(items)
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value with nothing in it that JSON lacks: numpy's numbers as Python's, None for what is not finite."""
+    if isinstance(value, dict):
+        return {key: as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, np.floating | np.integer | np.bool_):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _row(number: int, source: str, start: float, error: str | None = None) -> Row:

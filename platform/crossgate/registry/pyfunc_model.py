@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import mlflow
@@ -39,16 +38,12 @@ class CrossgateModel(PythonModel):
         Raises:
             UserError: more items than the settings allow.
         """
+        from crossgate.registry.predictor import as_json
+
         table = self._predictor.predict(model_input)
         for name in ("score", "scores", "weights"):
-            table[name] = pd.Series([_plain(value) for value in table[name]], table.index, dtype=object)
+            table[name] = pd.Series([as_json(value) for value in table[name]], table.index, dtype=object)
         return table
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 mlflow.models.set_model(CrossgateModel())

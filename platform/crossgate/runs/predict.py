@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 
 from crossgate.config import TrackingConfig
 from crossgate.errors import UserError
 from crossgate.evaluation.tables import Table
-from crossgate.registry.predictor import Predictor, Settings
+from crossgate.registry.predictor import Predictor, Settings, as_json
 from crossgate.registry.release import load
 
 
@@ -77,14 +75,4 @@ def format_rows(frame: pd.DataFrame) -> str:
 
 def json_rows(frame: pd.DataFrame) -> list[str]:
     """Returns a JSON object a clip; what a failed one has no number for is null."""
-    return [json.dumps(_plain(row), default=str, allow_nan=False) for row in frame.to_dict(orient="records")]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.floating | np.integer | np.bool_):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return [json.dumps(as_json(row), default=str, allow_nan=False) for row in frame.to_dict(orient="records")]

@@ -8,17 +8,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossgate.clips.extract import RawClip
-from crossgate.clips.flow import clip_flow
+from crossgate.clips.extract import RawClip, iter_clips
 from crossgate.clips.live import CHECK_STREAM, SCHEMES, Live, shown
-from crossgate.clips.media import SAMPLE_RATE, Frames, Limits, Sound, Source, decoding, storage_size
+from crossgate.clips.media import SAMPLE_RATE, Limits, Source, decoding
 from crossgate.clips.tensors import clip_tensors
 from crossgate.config import TrackingConfig
 from crossgate.errors import UserError, writing
@@ -195,25 +193,16 @@ class Watch:
             yield self._moment(held)
 
     def _pieces(self) -> Iterator[RawClip]:
-        """Yields the parts that windows are joined of, as `iter_clips` cuts them, but none of a long gap."""
+        """Yields the parts that windows are joined of, none of a long gap."""
         clip = self._predictor.card.clip
-        size = partial(storage_size, short_side=max(128, clip.size))
-        frames = Frames(self._video, size=size, hold=clip.seconds, limits=self._limits)
-        length = max(1, round(clip.seconds / self._stride * frames.rate))
-        sound: Sound | None = None
-        for number, rgb in frames.runs(length):
-            if sound is None:
-                sound = Sound(self._video, frames.start, self._limits)
-            elif 2 * len(rgb) < length:
-                continue
-            piece = RawClip({"rgb": rgb}, frames.rate, number / frames.rate)
-            if "flow" in self._predictor.modalities and (flow := clip_flow(rgb, frames.rate)) is not None:
-                piece.streams["flow"] = flow
-            if "audio" in self._predictor.modalities:
-                samples = sound.read(piece.start, piece.start + piece.seconds)
-                if samples is not None:
-                    piece.streams["audio"] = samples
-            yield piece
+        return iter_clips(
+            self._video,
+            seconds=clip.seconds / self._stride,
+            short_side=max(128, clip.size),
+            hold=clip.seconds,
+            modalities={*clip.modalities, "rgb"},
+            limits=self._limits,
+        )
 
     def _moment(self, parts: list[RawClip]) -> Moment:
         joined = join(parts)
