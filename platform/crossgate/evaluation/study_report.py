@@ -150,14 +150,15 @@ def _ungated_sentence(found: Findings) -> str:
 
 
 _HOW = (
-    "Encoders are frozen and never saw a label; heads and gates learn on their features. A gate learns from scores "
-    "that heads gave to groups which they were not trained on; its weights are those of the lowest log loss on "
-    "validation groups; test groups are scored once. Scores are means over seeds (of folds, heads and gates; the "
-    "encoders are the same); intervals are 95 %, by bootstrap over groups; SD is the spread over seeds. p is of the "
-    "paired difference; McNemar's p counts clips as if they were independent. Of twenty gates that are worth nothing "
-    "one has p below 0.05 by luck: only the gate that validation chose is tested once. The gap is the share of the "
-    "way from the uniform mean to the oracle, in accuracy: the oracle picks heads by knowing the label, so it has no "
-    "line in a table of ranking."
+    "Encoders are frozen and never saw a label; heads and gates learn on their features. A gate of class scores "
+    "learns from those that heads gave to groups which they were not trained on; a fusion of features has a head of "
+    "its own. Each is trained with several strengths of modality dropout and of the penalty on uneven weights, and "
+    "kept where its log loss on validation groups is lowest; test groups are scored once. Scores are means over "
+    "seeds (of folds, heads and gates; the encoders are the same); intervals are 95 %, by bootstrap over groups; SD "
+    "is the spread over seeds. p is of the paired difference; McNemar's p counts clips as if they were independent. "
+    "Of twenty gates that are worth nothing one has p below 0.05 by luck: only the gate that validation chose is "
+    "tested once. The gap is the share of the way from the uniform mean to the oracle, in accuracy: the oracle "
+    "picks heads by knowing the label, so it has no line in a table of ranking."
 )
 _NOISE = "Each modality of every test clip is spoiled in turn; heads and gates have never seen that."
 _WEIGHTS = (
