@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from crossgate.cli import main
 
 COMMANDS = [
     "pack",
@@ -97,3 +100,14 @@ def test_version() -> None:
     from crossgate import __version__
 
     assert crossgate("--version").stdout.strip() == __version__
+
+
+def test_idle_threads_sleep_unless_the_user_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["crossgate", "--help"])
+    for before, after in (("ACTIVE", "ACTIVE"), ("", "PASSIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+        if not before:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        with pytest.raises(SystemExit):
+            main()
+        assert os.environ["OMP_WAIT_POLICY"] == after

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from crossgate import __version__
+from crossgate.environment import calm_threads
 from crossgate.errors import UserError
 
 app = typer.Typer(
@@ -508,6 +509,7 @@ def run_job(*words: str) -> None:
 
 def main() -> None:
     """Runs the command line; a `UserError` becomes one line and exit status 2, Ctrl-C one and 130."""
+    calm_threads()
     try:
         app()
     except UserError as error:

@@ -53,7 +53,8 @@ def timeline(
     end = max(float(times[-1]) if len(times) else 1.0, thumbnails[-1].seconds if thumbnails else 0.0)
     _strip(strip, thumbnails, begin, end)
     score = rows[0]
-    score.plot(times, scores, color=ACCENT)
+    few = "o" if len(times) < 3 else ""  # of one window there is no line to draw
+    score.plot(times, scores, color=ACCENT, marker=few)
     score.axhline(on, color=MUTED, linewidth=0.9, linestyle="--")
     score.axhline(off, color=MUTED, linewidth=0.9, linestyle=":")
     for at, name in ((on, "on"), (off, "off")):
@@ -63,9 +64,10 @@ def timeline(
         score.axvspan(times[first] - half, times[last] + half, color="#d55e00", alpha=0.18, linewidth=0)
     score.set(ylim=(0, 1), ylabel="score", title=f"{label} (shaded: alarm)", xlim=(begin, end))
     if weights:
-        rows[1].stackplot(
-            times, *[np.nan_to_num(w) for w in weights.values()], colors=[colour(name) for name in weights], alpha=0.85
-        )
+        # Over the whole of the first and last window, not from middle to middle.
+        edges = np.concatenate([times[:1] - half, times, times[-1:] + half])
+        shares = [np.nan_to_num(np.concatenate([w[:1], w, w[-1:]])) for w in weights.values()]
+        rows[1].stackplot(edges, *shares, colors=[colour(name) for name in weights], alpha=0.85)
         rows[1].set(ylim=(0, 1), ylabel="share", title="gate weights")
         handles = [rows[1].fill_between([], [], color=colour(name), alpha=0.85, label=name) for name in weights]
         rows[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -213,8 +213,8 @@ def _known(server: Server, uri: str) -> ModelVersion:
             if error.error_code not in NOT_THERE:
                 raise
             reason = str(error).strip().splitlines()[0][:200]
-            cure = "see its models and aliases in MLflow"
-            raise UserError(f"not in the registry ({reason})", where=uri, cure=cure) from None
+            cure = "name another server (--tracking-uri, MLFLOW_TRACKING_URI), or see this one's models in MLflow"
+            raise UserError(f"not in the registry {server.label} ({reason})", where=uri, cure=cure) from None
 
 
 def _finished_run(run_dir: Path) -> tuple[ModelCard, dict[str, float], dict[str, Any]]:

@@ -145,7 +145,8 @@ def _fetch(source: Any, settings: Settings) -> Path | bytes:
         return _decoded(source, 0, largest)
     if not settings.paths:
         raise UserError("paths are switched off here", where=name_of(source), expected="a URL, bytes or base64")
-    raise UserError("no such file", where=name_of(source), cure="check the path")
+    what = "a folder, not a video" if settings.paths and os.path.isdir(source) else "no such file"
+    raise UserError(what, where=name_of(source), cure="check the path")
 
 
 def _decoded(text: str, begin: int, largest: int) -> bytes:

@@ -250,7 +250,8 @@ def _videos(source: str) -> Iterator[str]:
     store = open_store(source)
     if store.local:
         if not os.path.isdir(store.url):
-            raise UserError("no such folder", where=source, cure="check the path")
+            what = "a file, not a folder" if os.path.isfile(store.url) else "no such folder"
+            raise UserError(what, where=source, cure="check the path; a few videos are labelled without --out")
         for folder, files in _walk(store.url):
             for name in filter(_is_video, files):
                 yield os.path.relpath(os.path.join(folder, name), store.url)

@@ -22,7 +22,7 @@ from crossgate.batch import ClipBatch
 from crossgate.clips.spoil import SOUNDS, SWEEPS, kinds, spoil
 from crossgate.clips.tensors import clip_tensors
 from crossgate.config import ExchangeConfig, FusionConfig, Recipe
-from crossgate.errors import UserError, writing
+from crossgate.errors import UserError, nearest, writing
 from crossgate.evaluation import gates as measures
 from crossgate.evaluation.classification import choose_thresholds, softmax
 from crossgate.evaluation.comparison import REFERENCE, main_metric, positive_class, statistic
@@ -34,6 +34,7 @@ from crossgate.model.classifier import Classifier
 from crossgate.model.fusion import FUSIONS
 from crossgate.model.network import MultimodalNetwork
 from crossgate.model.store import load_encoders, model_directory, read_card, save_model
+from crossgate.progress import Step, progress_bar
 from crossgate.runs.context import PARTS, Part, RunContext, check_labels, open_run
 from crossgate.runs.features import BATCH, keep_features
 from crossgate.runs.finetune import card_of
@@ -136,7 +137,8 @@ class Study:
         self.prior = counts / counts.sum()
         self.heads: list[Heads] = []
         self.trained: dict[str, list[Gate]] = {}
-        answers = [*self._answers()]
+        with progress_bar("gates") as step:
+            answers = [*self._answers(step)]
         best, weighted = chosen(answers), self._weighted(answers)
         answers += self._controls(weighted)
         shown = list(dict.fromkeys([REFERENCE, best.name, weighted]))
@@ -176,6 +178,9 @@ class Study:
     # ---- streams ----------------------------------------------------------------------------------------------
 
     def _gates(self) -> tuple[str, ...]:
+        for name in self.recipe.study.gates:
+            if name not in FUSIONS:
+                raise UserError(f"unknown fusion '{name}'", where="study.gates", cure=nearest(name, FUSIONS))
         wanted = self.recipe.study.gates or tuple(
             name for name, one in FUSIONS.items() if set(one.needs_modalities) <= set(self.names)
         )
@@ -209,7 +214,7 @@ class Study:
 
     # ---- heads and gates --------------------------------------------------------------------------------------
 
-    def _answers(self) -> Iterator[Answer]:
+    def _answers(self, step: Step) -> Iterator[Answer]:
         """Single modalities, averages, every gate; test clips are scored by what validation kept."""
         gates = {name: Answer(name, "gate", []) for name in self.gates}
         alone = [Answer(f"{name} alone", "modality", []) for name in self.names]
@@ -219,7 +224,6 @@ class Study:
         positive = positive_class(self.classes, self.recipe.finetune.positive)
         metric = partial(statistic, main_metric(positive), positive=positive)
         for number, seed in enumerate(self.seeds):
-            log.info("seed %d of %d: %d gates", number + 1, len(self.seeds), len(gates))
             heads = train_heads(self.train, self.val, self.setting, seed)
             self.heads.append(heads)
             folded = out_of_fold(self.train, self.val, self.setting, seed)
@@ -233,7 +237,8 @@ class Study:
             best, _ = measures.fixed_weights(of_val, val.present.numpy(), val.labels.numpy(), metric)
             shared = measures.shares(np.tile(best, (len(here), 1)), here)
             fixed.test.append(measures.mix_probabilities(shared, of_test))
-            for name, answer in gates.items():
+            for done, (name, answer) in enumerate(gates.items()):
+                step(number * len(gates) + done, len(self.seeds) * len(gates))
                 gate = train_gate(name, self.names, folded, val, self.setting, seed)
                 self.trained[name].append(gate)
                 seen, _ = _asked(gate, val)
@@ -242,6 +247,7 @@ class Study:
                 answer.test.append(probabilities)
                 if weights is not None:
                     answer.weights.append(weights)
+        step(len(self.seeds) * len(gates), len(self.seeds) * len(gates))
         averages = [uniform, logits, fixed] if len(self.names) > 1 else [uniform]
         yield from (*alone, *averages, *gates.values())
 

@@ -125,7 +125,8 @@ class Watch:
         card = self._predictor.card
         self.label = label or card.positive
         if self.label not in card.classes:
-            raise UserError(f"no class '{self.label}'", where="--label", expected=", ".join(card.classes))
+            what = f"no class '{self.label}'" if self.label else "the model has no positive class: say which to watch"
+            raise UserError(what, where="--label", expected=", ".join(card.classes))
         if on is None:
             on = min(1.0, card.threshold) if self.label == card.positive else 0.5
         self.alarm = Alarm(on, _HYSTERESIS * on if off is None else off, after)
