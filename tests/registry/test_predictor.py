@@ -189,7 +189,7 @@ def test_bad_input_is_a_row_and_never_a_failure(predictor: Predictor, videos: Pa
         "not decodable": str(videos / "broken.mp4"),
         "not decodable ": videos / "text.mp4",
         "no pictures": videos / "sound.wav",
-        "no such file ": str(videos),
+        "a folder, not a video": str(videos),
         "no such file  ": "../../etc/pass\0wd",
         "not decodable  ": b"\x00" * 5000,
         "no bytes": b"",
