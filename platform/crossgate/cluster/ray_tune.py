@@ -288,8 +288,13 @@ class _Stage:
 
     def _job(self, record: TrialRecord, settings: Recipe, halving: bool) -> dict[str, Any]:
         tree = settings.model_dump(mode="json")
-        job = {"record": asdict(record), "recipe": tree, "trial": self._trial, "parent": self._tracker.run_id}
-        return job | {"halving": halving}
+        return {
+            "record": asdict(record),
+            "recipe": tree,
+            "trial": self._trial,
+            "parent": self._tracker.run_id,
+            "halving": halving,
+        }
 
 
 def _name(trial: Any) -> str:

@@ -22,7 +22,7 @@ from crossgate.batch import ClipBatch
 from crossgate.clips.spoil import SOUNDS, SWEEPS, kinds, spoil
 from crossgate.clips.tensors import clip_tensors
 from crossgate.config import ExchangeConfig, FusionConfig, Recipe
-from crossgate.errors import UserError, nearest, writing
+from crossgate.errors import UserError, writing
 from crossgate.evaluation import gates as measures
 from crossgate.evaluation.classification import choose_thresholds, softmax
 from crossgate.evaluation.comparison import REFERENCE, main_metric, positive_class, statistic
@@ -31,7 +31,7 @@ from crossgate.evaluation.study import Answer, chosen, log_loss, right_of, subse
 from crossgate.evaluation.study_findings import Findings, LowLabels, Sweep
 from crossgate.evaluation.study_report import present_study, study_markdown
 from crossgate.model.classifier import Classifier
-from crossgate.model.fusion import FUSIONS
+from crossgate.model.fusion import FUSIONS, check_name
 from crossgate.model.network import MultimodalNetwork
 from crossgate.model.store import load_encoders, model_directory, read_card, save_model
 from crossgate.progress import Step, progress_bar
@@ -120,6 +120,7 @@ class Study:
             known = ", ".join(run.index.vocabularies)
             raise UserError(f"the index has no labels '{self.task}'", where="finetune.task", expected=known)
         self.classes = tuple(run.index.vocabularies[self.task])
+        self.positive = positive_class(self.classes, recipe.finetune.positive)
         self.setting = Setting(recipe.study, recipe.optim, recipe.model.fusion, len(self.classes))
         self.seeds = range(recipe.run.seed, recipe.run.seed + recipe.study.seeds)
         self.gates = self._gates()
@@ -146,7 +147,7 @@ class Study:
             task=self.task,
             names=self.names,
             classes=self.classes,
-            positive=positive_class(self.classes, self.recipe.finetune.positive),
+            positive=self.positive,
             labels=self.labels,
             present=self.present,
             degraded=self.degraded,
@@ -169,18 +170,17 @@ class Study:
         """Returns a gate of `findings` as a model, of the seed that validation likes best, and its threshold."""
         number = int(np.argmin(gate.val_loss))
         model = staged(self.network, self.heads[number], self.trained[gate.name][number], self.classes)
-        positive = positive_class(self.classes, self.recipe.finetune.positive)
-        if positive is None:
+        if self.positive is None:
             return model, 0.5
-        scores, truth = self._of(gate.name, number, self.val)[:, positive], self.val.labels.numpy() == positive
+        scores = self._of(gate.name, number, self.val)[:, self.positive]
+        truth = self.val.labels.numpy() == self.positive
         return model, choose_thresholds(scores, truth, self.recipe.evaluation.fixed_fpr).decision
 
     # ---- streams ----------------------------------------------------------------------------------------------
 
     def _gates(self) -> tuple[str, ...]:
         for name in self.recipe.study.gates:
-            if name not in FUSIONS:
-                raise UserError(f"unknown fusion '{name}'", where="study.gates", cure=nearest(name, FUSIONS))
+            check_name(name, "study.gates")
         wanted = self.recipe.study.gates or tuple(
             name for name, one in FUSIONS.items() if set(one.needs_modalities) <= set(self.names)
         )
@@ -221,8 +221,7 @@ class Study:
         uniform, logits = Answer(REFERENCE, "average", []), Answer("uniform mean of logits", "average", [])
         fixed = Answer("fixed weights, tuned on validation", "average", [])
         self.trained = {name: [] for name in self.gates}
-        positive = positive_class(self.classes, self.recipe.finetune.positive)
-        metric = partial(statistic, main_metric(positive), positive=positive)
+        metric = partial(statistic, main_metric(self.positive), positive=self.positive)
         for number, seed in enumerate(self.seeds):
             heads = train_heads(self.train, self.val, self.setting, seed)
             self.heads.append(heads)

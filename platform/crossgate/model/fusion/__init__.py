@@ -11,11 +11,21 @@ from crossgate.model.fusion.base import (
     FusionInput,
     FusionOutput,
     build_fusion,
+    check_name,
     register,
     uniform_weights,
 )
 
-__all__ = ["FUSIONS", "Fusion", "FusionInput", "FusionOutput", "build_fusion", "register", "uniform_weights"]
+__all__ = [
+    "FUSIONS",
+    "Fusion",
+    "FusionInput",
+    "FusionOutput",
+    "build_fusion",
+    "check_name",
+    "register",
+    "uniform_weights",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -84,6 +84,12 @@ def register(name: str) -> Callable[[F], F]:
     return remember
 
 
+def check_name(name: str, where: str) -> None:
+    """Raises `UserError` for a name that is no fusion's, given under the recipe's key `where`."""
+    if name not in FUSIONS:
+        raise UserError(f"unknown fusion '{name}'", where=where, cure=nearest(name, FUSIONS))
+
+
 def build_fusion(
     config: FusionConfig, modalities: int, dim: int, classes: int | None = None, names: Sequence[str] | None = None
 ) -> Fusion:
@@ -97,8 +103,7 @@ def build_fusion(
             modalities, or settings that do not fit.
     """
     where = "model.fusion.name"
-    if config.name not in FUSIONS:
-        raise UserError(f"unknown fusion '{config.name}'", where=where, cure=nearest(config.name, FUSIONS))
+    check_name(config.name, where)
     fusion = FUSIONS[config.name]
     if fusion.needs_logits and classes is None:
         usable = ", ".join(sorted(name for name, other in FUSIONS.items() if not other.needs_logits))
