@@ -204,8 +204,9 @@ def test_comparison_of_gates(splits):
     _, val, test = splits()
     weak = splits(skill=0.3)
     shuffled = test.select(np.random.default_rng(0).permutation(len(test)))
+    kinds: dict[str, cmp.Kind] = {"mean": "average", "softmax": "gate", "poor": "gate"}
     rows = compare_gates(
-        {"mean": (val, test), "softmax": (val, shuffled), "poor": (weak[1], weak[2])}, "action", NAMES, CONFIG
+        {"mean": (val, test), "softmax": (val, shuffled), "poor": (weak[1], weak[2])}, kinds, "action", NAMES, CONFIG
     )
     by_name = {row.name: row for row in rows}
     assert list(by_name) == [
@@ -213,12 +214,12 @@ def test_comparison_of_gates(splits):
         "uniform mean",
         "uniform mean of logits",
         "fixed weights",
-        "gate: mean",
+        "average: mean",
         "gate: softmax",
         "gate: poor",
     ]
     assert by_name["uniform mean"].difference is None
-    assert by_name["gate: softmax"].score == by_name["gate: mean"].score, "clips are matched by key"
+    assert by_name["gate: softmax"].score == by_name["average: mean"].score, "clips are matched by key"
     assert by_name["gate: poor"].difference.high < 0
     assert by_name["audio alone"].difference.p < 0.05
     text = cmp.table(rows).text()
@@ -235,7 +236,7 @@ def test_fixed_weights_of_a_binary_task_are_those_that_rank_validation_best(spli
     }
     best, other = (" ".join(f"{w:.1f}" for w in one) for one in weights.values())
     assert best != other
-    rows = compare_gates({"mean": (val, test)}, "violence", FIGHT, CONFIG, positive="fight")
+    rows = compare_gates({"mean": (val, test)}, {"mean": "average"}, "violence", FIGHT, CONFIG, positive="fight")
     assert [row.note for row in rows if row.name == "fixed weights"] == [best]
     done = evaluate_classifier(val, test, FIGHT, "fight", CONFIG, task="violence")
     shown = [row for section in done.sections for table in section.tables for row in table.rows]

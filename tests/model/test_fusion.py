@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,22 @@ def test_gradient_reaches_every_parameter(name: str, modalities: int) -> None:
     (value * torch.randn(value.shape[1])).sum().backward()
     dead = [key for key, p in fusion.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not dead
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fusion_says_what_kind_it_is(name: str) -> None:
+    """An average weighs all modalities alike, a fusion all clips alike or nothing, a gate each clip's modalities."""
+    fusion, given = build(name), clips()
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = fusion(replace(given, present=torch.ones_like(given.present))).weights
+    if weights is not None:
+        found = "average" if torch.equal(weights, torch.full_like(weights, 1 / M)) else "fusion"
+        found = found if torch.equal(weights, weights[:1].expand_as(weights)) else "gate"
+        fixed = name.startswith("fixed")  # without weights of a recipe it weighs alike
+        assert fusion.kind == ("fusion" if fixed else found)
+    else:
+        assert fusion.kind in ("fusion", "gate")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,18 +15,13 @@ from crossgate.evaluation import Section, positive_class, style, write_report, w
 from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates, schedules
 from crossgate.evaluation.selection import Answers, Verdict, judge, unproven
 from crossgate.evaluation.tables import Table
+from crossgate.model.fusion import FUSIONS
 from crossgate.recipe import dump_recipe
 from crossgate.runs.context import run_directory
 from crossgate.tracking import Tracker
 
 GATE = "model.fusion.name"
-AVERAGES = ("mean", "average_logits", "average_probabilities")
-UNGATED = {
-    *("concat", "lowrank", "bottleneck"),
-    *("fixed_logits", "fixed_probabilities", "static", "static_logits", "static_probabilities"),
-}
-"""Fusions without weights of their own, or with the same for all clips: what one of them gains is no gate's."""
-_OF_SCORES = ("_logits", "_probabilities")
+AVERAGES = tuple(name for name, fusion in FUSIONS.items() if fusion.kind == "average")
 BOARD, TABLE = "leaderboard.json", "leaderboard_table.json"
 
 
@@ -42,7 +37,7 @@ def averages(recipe: Recipe, record: TrialRecord) -> bool:
 
 def average_for(fusion: str) -> str:
     """Returns the average of what a fusion mixes, features or class scores: else its gain may be late fusion's."""
-    return "average_probabilities" if fusion.endswith(_OF_SCORES) else "mean"
+    return "average_probabilities" if FUSIONS[fusion].needs_logits else "mean"
 
 
 def verdict_on(
@@ -81,7 +76,7 @@ def verdict_on(
         recipe.search.metric.removeprefix("val/"),
         positive_class(classes, recipe.finetune.positive),
         average=f"uniform averaging ({fusion_of(recipe, tried[0])})",
-        no_gate=f"the fusion {fusion}" if fusion in UNGATED else "",
+        no_gate=f"the fusion {fusion}" if FUSIONS[fusion].kind == "fusion" else "",
         resamples=recipe.evaluation.bootstrap,
         seed=recipe.run.seed,
         caveats=_caveats(recipe, result),

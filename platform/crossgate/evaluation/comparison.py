@@ -19,7 +19,7 @@ from crossgate.evaluation.style import ACCENT, INK, MUTED, colour
 from crossgate.evaluation.tables import Table, bounds, p_value, percent, points
 
 Array = NDArray[Any]
-Kind = Literal["modality", "average", "gate", "control"]
+Kind = Literal["modality", "average", "fusion", "gate", "control"]
 
 REFERENCE = "uniform mean"
 TITLES = {
@@ -176,6 +176,7 @@ def controls(test: Predictions, task: str, classes: int, train: Predictions, see
 
 def compare_gates(
     runs: Mapping[str, tuple[Predictions, Predictions]],
+    kinds: Mapping[str, Kind],
     task: str,
     classes: Sequence[str],
     config: EvaluationConfig,
@@ -188,7 +189,8 @@ def compare_gates(
     """The table of a gate search: single modalities, their uniform mean, and each fine-tuned gate.
 
     Args:
-        runs: gate -> predictions of (validation, test); the clips are matched by key.
+        runs: name -> predictions of (validation, test); the clips are matched by key.
+        kinds: name -> whether it is a gate, or a fusion that weighs all clips alike.
         task: label name.
         classes: names, in the order of the logits.
         config: number of resamples.
@@ -211,7 +213,7 @@ def compare_gates(
         own = predictions.aligned(test.keys)
         if own.logits is None:
             raise ValueError(f"run {name!r} has no logits")
-        entries.append(Entry(f"gate: {name}", "gate", classification.softmax(own.logits)))
+        entries.append(Entry(f"{kinds[name]}: {name}", kinds[name], classification.softmax(own.logits)))
     bootstrap = Bootstrap(test.group, config.bootstrap, seed)
     return compare(entries, test.labels[task], bootstrap, metric, positive_index)
 
@@ -245,7 +247,7 @@ def forest_points(rows: Sequence[ComparisonRow]) -> list[Point]:
 
 
 def hue(name: str, kind: Kind) -> str:
-    """Returns a competitor's colour: modalities have their own, averages are black, gates blue, controls grey."""
+    """Returns a competitor's colour: modalities have their own, averages are black, what learns blue, controls grey."""
     if kind == "modality":
         return colour(name.split()[0])
-    return {"average": INK, "gate": ACCENT, "control": MUTED}[kind]
+    return {"average": INK, "fusion": ACCENT, "gate": ACCENT, "control": MUTED}[kind]

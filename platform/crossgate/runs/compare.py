@@ -7,11 +7,11 @@ from pathlib import Path
 
 from crossgate.config import Recipe
 from crossgate.evaluation import Predictions, Section, compare_gates, positive_class
-from crossgate.evaluation.comparison import TITLES, ComparisonRow, forest_points, table
+from crossgate.evaluation.comparison import TITLES, ComparisonRow, Kind, forest_points, table
 from crossgate.evaluation.figures import forest
 from crossgate.evaluation.tables import Table
 from crossgate.model.classifier import Classifier
-from crossgate.model.store import load_model
+from crossgate.model.store import ModelCard, load_model
 from crossgate.runs.context import RunContext, open_run
 from crossgate.runs.evaluate import of_model, task_of
 from crossgate.runs.features import keep_features
@@ -23,16 +23,21 @@ def compare_models(recipe: Recipe, models: Mapping[str, Path]) -> tuple[list[Com
 
     Args:
         recipe: index, splits and measurement; its network is replaced by each model's own.
-        models: gate -> run or model directory.
+        models: name -> run or model directory.
     """
     predictions: dict[str, tuple[Predictions, Predictions]] = {}
+    kinds: dict[str, Kind] = {}
     with open_run(recipe, required=("val", "test"), used=("val", "test")) as context:
         for name, folder in models.items():
-            predictions[name] = _predict(context, folder)
+            model, card = load_model(folder)
+            assert isinstance(model, Classifier)
+            kinds[name] = model.network.fusion.kind
+            predictions[name] = _predict(context, model, card)
         task = recipe.finetune.task
         classes = context.index.vocabularies[task]
         rows = compare_gates(
             predictions,
+            kinds,
             task,
             classes,
             recipe.evaluation,
@@ -47,8 +52,7 @@ def compare_models(recipe: Recipe, models: Mapping[str, Path]) -> tuple[list[Com
     return rows, shown, section
 
 
-def _predict(context: RunContext, folder: Path) -> tuple[Predictions, Predictions]:
-    model, card = load_model(folder)
+def _predict(context: RunContext, model: Classifier, card: ModelCard) -> tuple[Predictions, Predictions]:
     recipe = of_model(context.recipe, card)
     task = task_of(recipe, card, context.index.vocabularies).to(context.world.device)
     task.model.load_state_dict(model.state_dict())

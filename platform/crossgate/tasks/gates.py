@@ -86,6 +86,11 @@ class Gate(nn.Module):
         self.head = None if self.fusion.needs_logits else ClassHead(dim, classes)
         self.config = config
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to train."""
+        return any(True for _ in self.parameters())
+
     def forward(self, clips: Clips, draws: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns logits ``(N, K)``, and weights and routing ``(N, M)`` where the fusion has them."""
         absent = ~clips.present.unsqueeze(-1)
@@ -182,9 +187,8 @@ def _tried(name: str, names: Sequence[str], train: Clips, setting: Setting) -> I
     with _seeded(0):
         gate = Gate(config, names, train.features.shape[2], setting.classes)
         weights = gate(train.select(torch.arange(1)))[1]
-    learns = any(True for _ in gate.parameters())
     weighs = weights is not None and weights.requires_grad
-    for dropout in study.dropout if learns else (0.0,):
+    for dropout in study.dropout if gate.learns else (0.0,):
         for entropy in study.entropy if weighs else (0.0,):
             yield config.model_copy(update={"modality_dropout": dropout, "entropy": entropy})
 
@@ -195,7 +199,7 @@ def _train_gate(
     """Returns the lowest log loss on `val`, and the gate as it was then."""
     with _seeded(seed):
         gate = Gate(config, names, train.features.shape[2], setting.classes)
-        if not any(True for _ in gate.parameters()):
+        if not gate.learns:
             return 0.0, gate.eval()
         best: list[tuple[float, dict[str, Tensor]]] = [(float("inf"), _copied(gate))]
 

@@ -15,6 +15,8 @@ from crossgate.model.fusion.scores import ScoreFusion
 class AverageLogits(ScoreFusion):
     """``z = (1/n) sum_m z_m`` over the n present modalities. No parameters."""
 
+    kind = "average"
+
     def weigh(self, clip: FusionInput) -> Tensor:
         return uniform_weights(clip.present, clip.features.dtype)
 
@@ -37,6 +39,7 @@ class FixedLogits(ScoreFusion):
     `search.space` takes lists of weights. Where only modalities of weight 0 are present, they count alike.
     """
 
+    kind = "fusion"
     weights: Tensor
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from crossgate.config import FusionConfig
 from crossgate.errors import UserError, nearest
+
+Kind = Literal["average", "fusion", "gate"]
+"""All modalities count alike; none is weighed, or all clips alike; each clip's modalities are weighed."""
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Fusion(nn.Module):
         classes: K where there are classes, else None.
     """
 
+    kind: ClassVar[Kind] = "gate"
     needs_logits: ClassVar[bool] = False
     needs_modalities: ClassVar[tuple[str, ...]] = ()
 

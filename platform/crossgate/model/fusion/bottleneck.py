@@ -52,6 +52,8 @@ class BottleneckFusion(Fusion):
     tokens b are learned. It needs two layers or more: in the first, a modality meets no other yet.
     """
 
+    kind = "fusion"
+
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)
         self.tokens = nn.Parameter(torch.randn(config.tokens, dim) * 0.02)

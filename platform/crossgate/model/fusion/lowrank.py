@@ -17,6 +17,8 @@ class LowRankFusion(Fusion):
     rank R. An absent modality is the factor 1.
     """
 
+    kind = "fusion"
+
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)
         self.factors = nn.Parameter(torch.randn(modalities, config.rank, dim, dim) * 0.5 * dim**-0.5)

@@ -25,6 +25,8 @@ class StaticWeights(nn.Module):
 class StaticFusion(Fusion):
     """``f = sum_m g_m E_m(x_m)``, ``g = softmax(a)`` over what is present, ``a`` learned, ``E_m`` linear."""
 
+    kind = "fusion"
+
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)
         self.static, self.experts = StaticWeights(modalities), Experts(modalities, dim)
@@ -40,6 +42,8 @@ class StaticLogits(ScoreFusion):
 
     The learnable late fusion of AdaMML (Panda et al. 2021, arXiv 2105.05165).
     """
+
+    kind = "fusion"
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)
