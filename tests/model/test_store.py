@@ -16,7 +16,15 @@ from crossgate.errors import UserError
 from crossgate.model.classifier import Classifier
 from crossgate.model.contrastive import ContrastiveModel
 from crossgate.model.network import MultimodalNetwork
-from crossgate.model.store import ModelCard, keep_threshold, load_encoders, load_heads, load_model, save_model
+from crossgate.model.store import (
+    ModelCard,
+    keep_threshold,
+    load_encoders,
+    load_heads,
+    load_model,
+    model_directory,
+    save_model,
+)
 
 CLIP = ClipConfig(modalities=("rgb", "audio"), size=32, frames=2, mels=32, seconds=0.5)
 
@@ -233,6 +241,13 @@ def test_warm_start_from_something_that_does_not_fit_at_all(saved: Path) -> None
     shutil.rmtree(saved)
     with pytest.raises(UserError, match="no model here"):
         load_encoders(other, saved)
+
+
+def test_of_a_search_its_trials_are_named(saved: Path, tmp_path: Path) -> None:
+    for trial in ("d", "b", "a", "c"):
+        shutil.copytree(saved, tmp_path / "search" / trial / "model")
+    with pytest.raises(UserError, match="no model here.*; give a run inside it: a, b, c or another of 4$"):
+        model_directory(tmp_path / "search")
 
 
 def test_heads_come_along_from_a_classifier_of_the_same_classes(tmp_path: Path) -> None:

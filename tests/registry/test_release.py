@@ -232,6 +232,8 @@ def test_what_cannot_be_released_says_why(output: Path, run_dir: Path, model_dir
     unfinished = output / "unfinished"
     unfinished.mkdir()
     refused(unfinished, "not finished")
+    shutil.copytree(model_dir, output / "search" / "trial" / "model")
+    refused(output / "search", "no model here.*; give a run inside it: trial$")
     shutil.copytree(model_dir, unfinished / "model")
     refused(unfinished, "not evaluated")
     (unfinished / "results.json").write_text("[]")

@@ -87,12 +87,13 @@ def test_a_study_on_several_ranks_is_refused(road: Path, tmp_path: Path) -> None
         launch(write_recipe(tmp_path / "study.yaml", tree))
 
 
-def test_a_misspelt_gate_is_refused_before_a_clip_is_encoded(road: Path, tmp_path: Path) -> None:
+def test_a_misspelt_gate_is_refused_before_a_clip_is_encoded(road: Path, tmp_path: Path, caplog) -> None:
     kept = {"task": "action", "freeze": True, "features": str(tmp_path / "kept")}
     tree = tiny_tree(road, tmp_path, "study", finetune=kept, study={"gates": ["softmaxx"]})
     with pytest.raises(UserError, match=r"study\.gates: unknown fusion 'softmaxx'.*did you mean 'softmax'"):
         launch(write_recipe(tmp_path / "study.yaml", tree))
     assert not (tmp_path / "kept").exists()
+    assert "finetune.init is empty, so the encoders are random ones" in caplog.text
 
 
 def test_few_labels_cover_every_class_and_are_a_draw_a_seed() -> None:

@@ -246,7 +246,15 @@ def model_directory(directory: str | Path) -> Path:
         "no model here",
         where=directory,
         expected=f"a model directory with {CARD}, or a run directory with model/{CARD}",
+        cure=one_inside(directory),
     )
+
+
+def one_inside(directory: Path) -> str:
+    """Returns the advice to take a run inside it, a search's trials for instance; nothing where there is none."""
+    names = sorted(card.parents[1].name for card in directory.glob(f"*/model/{CARD}"))
+    more = f" or another of {len(names)}" if len(names) > 3 else ""
+    return f"give a run inside it: {', '.join(names[:3])}{more}" if names else ""
 
 
 def read_card(directory: Path) -> ModelCard:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossgate.config import ReleaseConfig, TrackingConfig
 from crossgate.errors import UserError
-from crossgate.model.store import ModelCard, model_directory, read_card
+from crossgate.model.store import ModelCard, model_directory, one_inside, read_card
 from crossgate.registry.aliases import CHALLENGER, NOT_THERE, Decision, challenge, explained, hand_on, holder, model_of
 from crossgate.registry.card import description, model_card
 from crossgate.registry.frozen import Frozen, check_frozen, pin
@@ -221,7 +221,7 @@ def _finished_run(run_dir: Path) -> tuple[ModelCard, dict[str, float], dict[str,
     """Returns card, metrics and provenance of a run that may be released."""
     if not run_dir.is_dir():
         raise UserError("no such run directory", where=run_dir, cure="give the folder of a finished fine-tuning run")
-    if not (run_dir / "model").is_dir():
+    if not (run_dir / "model").is_dir() and not one_inside(run_dir):
         raise UserError(
             "the run is not finished: it has no model yet", where=run_dir, cure="start it again, it resumes by itself"
         )

@@ -100,6 +100,8 @@ def _adopted(recipe: Recipe) -> Recipe:
         bare = {"fusion": recipe.model.fusion, "exchange": ExchangeConfig()}
         update["model"] = card.model.from_scratch().model_copy(update=bare)
         update["data"] = recipe.data.model_copy(update={"clip": card.clip})
+    else:
+        log.warning("finetune.init is empty, so the encoders are random ones; name a pretraining run to study its own")
     folder = recipe.finetune.features or f"{recipe.run.output}/features"
     update["finetune"] = recipe.finetune.model_copy(update={"freeze": True, "features": folder})
     return recipe.model_copy(update=update)
