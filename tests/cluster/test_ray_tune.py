@@ -183,8 +183,12 @@ def test_the_board_is_kept_twice_a_minute_and_its_trouble_ends_nothing(tmp_path,
         if len(kept) > 1:
             raise OSError("no space left")
 
-    board = tuning.Board(lambda: standing, keep, total=2)
-    running, done = SimpleNamespace(is_finished=lambda: False), SimpleNamespace(is_finished=lambda: True)
+    board = tuning.Board(lambda: standing, keep, total=2, logs="runs/s/TRIAL/log.txt")
+    job = {"job": {"record": {"name": "b", "overrides": {"optim.lr": 0.2}, "directory": "b"}}}
+    running = SimpleNamespace(is_finished=lambda: False, status="RUNNING", last_result={}, config=job)
+    done = SimpleNamespace(is_finished=lambda: True, status="TERMINATED")
+    board.on_trial_result(0, [running], running, {})
+    running.last_result = {"step": 8, "value": 0.25}
     for moment in range(100, 200, 5):
         now[0] = float(moment)
         board.on_trial_result(0, [running, done], running, {})
@@ -192,7 +196,12 @@ def test_the_board_is_kept_twice_a_minute_and_its_trouble_ends_nothing(tmp_path,
     assert [one.message for one in caplog.records if one.name == "crossgate.search"] == [
         "the leaderboard is not kept while the search goes on: no space left"
     ]
-    assert capsys.readouterr().err == "1/2 trials ended, best val/accuracy 0.5000: optim.lr=0.1\n"
+    said = "1/2 trials ended, best val/accuracy 0.5000: optim.lr=0.1, ETA "
+    assert capsys.readouterr().err.splitlines() == [
+        "2 trials to run; each writes to runs/s/TRIAL/log.txt",
+        f"{said}0:10; under way: optim.lr=0.2 (step 8: 0.2500)",
+        f"{said}1:10; under way: optim.lr=0.2 (step 8: 0.2500)",
+    ], "when one has ended, and every minute"
 
 
 def test_the_board_in_mlflow_is_a_table_that_is_written_over(tmp_path):

@@ -50,6 +50,7 @@ from crossgate.config import Recipe
 from crossgate.errors import Passing, UserError, writing
 from crossgate.recipe import parse_recipe
 from crossgate.runs.context import note_clips, open_index, run_directory
+from crossgate.runs.finetune import LOG
 from crossgate.runs.ownership import only_start
 from crossgate.tracking import Status, Tracker, conclude, open_tracker, pinned
 from crossgate.training.checkpoint import refuse_other_run, store_recipe
@@ -274,6 +275,7 @@ class _Stage:
                         lambda result: log_board(result, self._tracker),
                         count,
                         unit,
+                        str(run_directory(recipe) / "TRIAL" / LOG),
                     )
                 ],
             ),

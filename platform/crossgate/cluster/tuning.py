@@ -18,6 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from crossgate.cluster.trials import NotYet, SearchResult, TrialRecord, read_record, reports_of, write_record
+from crossgate.training.progress import duration
 
 log = logging.getLogger("crossgate.search")
 
@@ -26,6 +27,8 @@ STEP, VALUE = "step", "value"
 _LONGEST = 10**12  # no trial has as many steps: rungs go on as long as trials do
 _QUIET_S = 10.0
 _KEEP_S = 30.0
+_ALIVE_S = 60.0
+_SHOWN = 3
 
 
 def record_of(trial: Any) -> TrialRecord:
@@ -147,6 +150,7 @@ class Board(tune.Callback):
         keep: gets it every half minute while anything happens; what it raises is told once and ends nothing.
         total: how many there are in all.
         unit: what is counted.
+        logs: where the trials write what they say, in words.
     """
 
     def __init__(
@@ -155,9 +159,11 @@ class Board(tune.Callback):
         keep: Callable[[SearchResult], None],
         total: int,
         unit: str = "trials",
+        logs: str = "",
     ) -> None:
         self._standing, self._keep, self._total, self._unit = standing, keep, total, unit
-        self._said, self._ended, self._kept = 0.0, 0, -math.inf
+        self._begun = self._said = time.monotonic()
+        self._ended, self._kept = 0, -math.inf
         self._complained = False
         self._live: Any = None
         if sys.stderr.isatty():
@@ -166,6 +172,11 @@ class Board(tune.Callback):
 
             self._live = Live(console=Console(stderr=True), auto_refresh=False)
             self._live.start()
+        begun = f"{total} {unit} to run" + (f"; each writes to {logs}" if logs else "")
+        if self._live is not None:
+            self._live.update(begun, refresh=True)
+        else:
+            print(begun, file=sys.stderr, flush=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as of `Jobs`
@@ -186,7 +197,8 @@ class Board(tune.Callback):
     def _show(self, trials: list[Any]) -> None:
         ended = sum(trial.is_finished() for trial in trials)
         now = time.monotonic()
-        quiet = self._live is None and (ended == self._ended or (now - self._said < _QUIET_S and ended < self._total))
+        wait = _ALIVE_S if ended == self._ended else _QUIET_S if ended < self._total else 0.0
+        quiet = self._live is None and now - self._said < wait
         due = now - self._kept >= _KEEP_S
         if quiet and not due:
             return
@@ -197,15 +209,16 @@ class Board(tune.Callback):
         if quiet:
             return
         self._said, self._ended = now, ended
+        said = f"{ended}/{self._total} {self._unit} ended"
         if self._live is not None:
-            self._live.update(f"{result.table()}\n{ended} of {self._total} {self._unit} ended", refresh=True)
-        elif result.trials and result.trials[0].value is not None:
+            self._live.update(f"{result.table()}\n{said}{_under_way(trials)}", refresh=True)
+            return
+        if result.trials and result.trials[0].value is not None:
             best = result.trials[0]
-            print(
-                f"{ended}/{self._total} {self._unit} ended, best {result.metric} {best.value:.4f}: {best.settings}",
-                file=sys.stderr,
-                flush=True,
-            )
+            said += f", best {result.metric} {best.value:.4f}: {best.settings}"
+        if 0 < ended < self._total:
+            said += f", ETA {duration((now - self._begun) / ended * (self._total - ended))}"
+        print(f"{said}{_under_way(trials)}", file=sys.stderr, flush=True)
 
     def _keep_aside(self, result: SearchResult) -> None:
         try:
@@ -214,3 +227,15 @@ class Board(tune.Callback):
             if not self._complained:
                 log.warning("the leaderboard is not kept while the search goes on: %s", error)
             self._complained = True
+
+
+def _under_way(trials: list[Any]) -> str:
+    """Returns which trials run and how far they are, in words."""
+    running = [trial for trial in trials if trial.status == "RUNNING"]
+    shown = []
+    for trial in running[:_SHOWN]:
+        seen, settings = trial.last_result or {}, record_of(trial).settings
+        at = f" (step {seen[STEP]}: {seen[VALUE]:.4f})" if VALUE in seen else ""
+        shown.append(f"{settings or 'the recipe as it is'}{at}")
+    more = f" and {len(running) - _SHOWN} more" if len(running) > _SHOWN else ""
+    return f"; under way: {'; '.join(shown)}{more}" if shown else ""

@@ -33,6 +33,9 @@ FEW_CLIPS = 30
 """Validation clips below which a difference of ten points is within one standard error."""
 UNMEASURED = "There is no test split (data.test is empty): these are validation scores, which chose the weights."
 
+LOG = "log.txt"
+"""File in a trial's directory with what it says of itself."""
+
 Heard = Callable[[int, Mapping[str, float]], None]
 
 
@@ -58,7 +61,8 @@ def run(recipe: Recipe) -> dict[str, float]:
 def run_trial(recipe: Recipe, heard: Heard, parent: str = "", until: int = 0) -> dict[str, float]:
     """Trains and scores on validation only: one trial of a search, which must not see the test split.
 
-    What the kept weights say of each validation clip stays in the run's directory, for paired tests between trials.
+    What the kept weights say of each validation clip stays in the run's directory, for paired tests between trials; so
+    does what the trial says of itself, since the terminal shows the search.
 
     Args:
         recipe: of the trial.
@@ -129,6 +133,7 @@ def _train_stretch(context: RunContext, part: Stretch, heard: Heard | None, firs
         selection=Selection(metric, "higher"),
         save_model=lambda task, folder: save_model(folder, task.model, card),
         stretch=part,
+        log=context.directory / LOG if heard is not None else None,
     )
     return task, result
 

@@ -127,6 +127,7 @@ def fit(
     selection: Selection | None = None,
     save_model: Callable[[Any, Path], object] | None = None,
     stretch: Stretch | None = None,
+    log: Path | None = None,
 ) -> FitResult:
     """Trains to the recipe's last step, from the newest whole checkpoint if there is one. Every rank calls it.
 
@@ -141,6 +142,7 @@ def fit(
         save_model: ``(task, directory)``, called by rank 0 with the best weights.
         stretch: what part of the run this is (None: all of it); `recipe` holds its settings. One that ends before the
             run's last step leaves a checkpoint there and the task as it was.
+        log: file that takes what the run says, instead of the terminal.
 
     Raises:
         UserError: for a run directory of another recipe, or one with damaged checkpoints only, a profile or trace of
@@ -150,7 +152,7 @@ def fit(
     stretch = stretch or Stretch(recipe, recipe)
     claim_run_dir(run_dir, stretch.whole, world)
     torch.manual_seed(recipe.run.seed + world.rank)  # each rank its own dropout; weights come from rank 0
-    run = _Run(task, loader, stretch, run_dir, world, tracker, validate, selection or Selection())
+    run = _Run(task, loader, stretch, run_dir, world, tracker, validate, selection or Selection(), log)
     with run.line, heeding_signals() as requests:
         run.resume()
         run.train(requests)
@@ -180,6 +182,7 @@ class _Run:
         tracker: MetricSink | None,
         validate: Validate | None,
         selection: Selection,
+        log: Path | None,
     ) -> None:
         recipe, self.whole = stretch.settings, stretch.whole
         self.task, self.loader, self.recipe, self.run_dir, self.world = task, loader, recipe, run_dir, world
@@ -201,7 +204,7 @@ class _Run:
         self.profile = StepProfile(training.profile, run_dir / "profile" / f"rank-{world.rank:05d}.json.gz")
         self.trace = StepTrace(training.trace, run_dir, world.rank)
         self.meters = Meters(recipe.data.global_batch, world.ranks, world.device, precision=recipe.engine.precision)
-        self.line = ProgressLine(recipe.run.name, self.total, enabled=world.leads)
+        self.line = ProgressLine(recipe.run.name, self.total, enabled=world.leads, log=log)
         self.step = self.resumed_from = self.saved_step = self.best_step = 0
         self.saved_at = time.monotonic()
         self.rolled_back = False

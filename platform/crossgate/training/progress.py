@@ -1,9 +1,11 @@
-"""The progress line of a run: live on a terminal, a plain line in a log."""
+"""The progress line of a run: live on a terminal, a plain line in a log or in a file of its own."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -11,14 +13,20 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class ProgressLine:
-    """Shows where a run stands. Silent on every rank but the first."""
+    """Shows where a run stands. Silent on every rank but the first.
 
-    def __init__(self, name: str, total: int, *, enabled: bool = True) -> None:
-        self._name, self._total, self._enabled = name, total, enabled
+    Args:
+        name, total: of the run, and its number of steps.
+        enabled: whether this rank is the first.
+        log: file that takes the lines instead of the terminal, which has other things to show.
+    """
+
+    def __init__(self, name: str, total: int, *, enabled: bool = True, log: Path | None = None) -> None:
+        self._name, self._total, self._enabled, self._log = name, total, enabled, log
         self._live: Progress | None = None
 
     def __enter__(self) -> ProgressLine:
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and not self._log and sys.stderr.isatty():
             columns = TextColumn("[bold]{task.fields[name]}"), BarColumn(bar_width=24), TextColumn("{task.description}")
             self._live = Progress(*columns, console=Console(stderr=True))
             self._task = self._live.add_task("starting", total=self._total, name=self._name)
@@ -35,16 +43,25 @@ class ProgressLine:
         """Shows a sentence of its own, above the bar."""
         if self._live:
             self._live.console.print(message, highlight=False)
-        elif self._enabled:
-            print(f"{self._name}: {message}", file=sys.stderr, flush=True)
+        else:
+            self._write(message)
 
     def show(self, step: int, metrics: Mapping[str, float], eta_s: float) -> None:
         """Shows the state after a step."""
         line = describe(step, self._total, metrics, eta_s)
         if self._live:
             self._live.update(self._task, completed=step, description=line)
-        elif self._enabled:
+        else:
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        if not self._enabled:
+            return
+        if self._log is None:
             print(f"{self._name}: {line}", file=sys.stderr, flush=True)
+            return
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%F %T')} {line}\n")
 
 
 def describe(step: int, total: int, metrics: Mapping[str, float], eta_s: float) -> str:
