@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 from numpy.typing import NDArray
 
 from crossgate.evaluation.style import ACCENT, MUTED, colour, styled
 
 Array = NDArray[Any]
 _PICTURES = 10
+_TICKS = 9
+_ROUND = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+"""Seconds between ticks that read well as minutes and hours."""
 
 
 class Thumbnail(NamedTuple):
@@ -49,8 +52,8 @@ def timeline(
     heights = [1.1, 2.4] + ([1.5] if weights else [])
     figure = Figure(figsize=(11, sum(heights) + 0.8), layout="constrained")
     strip, *rows = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True)
-    begin = 0.0
-    end = max(float(times[-1]) if len(times) else 1.0, thumbnails[-1].seconds if thumbnails else 0.0)
+    half = float(np.median(np.diff(times))) / 2 if len(times) > 1 else 0.5
+    begin, end = 0.0, max([1.0, *(times[-1:] + half), *(one.seconds for one in thumbnails[-1:])])
     _strip(strip, thumbnails, begin, end)
     score = rows[0]
     few = "o" if len(times) < 3 else ""  # of one window there is no line to draw
@@ -59,7 +62,6 @@ def timeline(
     score.axhline(off, color=MUTED, linewidth=0.9, linestyle=":")
     for at, name in ((on, "on"), (off, "off")):
         score.annotate(name, (1, at), (4, 0), ("axes fraction", "data"), "offset points", color=MUTED, va="center")
-    half = float(np.median(np.diff(times))) / 2 if len(times) > 1 else 0.5
     for first, last in _spans(alarms):
         score.axvspan(times[first] - half, times[last] + half, color="#d55e00", alpha=0.18, linewidth=0)
     score.set(ylim=(0, 1), ylabel="score", title=f"{label} (shaded: alarm)", xlim=(begin, end))
@@ -71,9 +73,22 @@ def timeline(
         rows[1].set(ylim=(0, 1), ylabel="share", title="gate weights")
         handles = [rows[1].fill_between([], [], color=colour(name), alpha=0.85, label=name) for name in weights]
         rows[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    rows[-1].set_xlabel("time (min:s)")
-    rows[-1].xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{int(t) // 60}:{int(t) % 60:02d}"))
+    hours = end >= 3600
+    rows[-1].set_xlabel("time (h:min:s)" if hours else "time (min:s)")
+    rows[-1].xaxis.set_major_locator(MultipleLocator(tick_seconds(end)))
+    rows[-1].xaxis.set_major_formatter(FuncFormatter(lambda t, _: _clock(int(t), hours)))
     return figure
+
+
+def tick_seconds(end: float) -> int:
+    """Returns how far ticks lie apart, so that few enough of them are at round times."""
+    return next((step for step in _ROUND if end / step <= _TICKS), int(end // _TICKS))
+
+
+def _clock(seconds: int, hours: bool) -> str:
+    if not hours:
+        return f"{seconds // 60}:{seconds % 60:02d}"
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 def _strip(axes: Any, thumbnails: Sequence[Thumbnail], begin: float, end: float) -> None:
