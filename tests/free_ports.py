@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+_FIRST, _EACH, _PARTS = 20_000, 1_000, 10
 
 
 def free_port() -> int:
@@ -12,7 +18,24 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns so many, all different."""
+    """Returns so many, all different.
+
+    A server takes seconds to open its port. Until then none but tests may come upon it: so it lies below those that
+    Linux gives to connections, above those of Ray's workers, and each process of `pytest -n` has a part of its own.
+    """
+    found: list[int] = []
     with ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
+        while len(found) < count:
+            with suppress(OSError):  # somebody listens there
+                found.append(held.enter_context(socket.create_server(("127.0.0.1", next(_order)))).getsockname()[1])
+    return found
+
+
+def _in_turn() -> Iterator[int]:
+    """Yields this process's ports for ever, each again only after all others; where it begins is drawn."""
+    part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PARTS
+    own = range(_FIRST + part * _EACH, _FIRST + (part + 1) * _EACH)
+    return itertools.cycle(random.SystemRandom().sample(own, _EACH))
+
+
+_order = _in_turn()

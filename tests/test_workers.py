@@ -19,7 +19,7 @@ from crossgate.workers import end_with_parent
 if __name__ == "__main__":
     with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(60)
+        time.sleep(280)
 """
 LOADER = """
 import sys, time
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     batches = iter(ClipLoader(index, ["train"], data, seed=0, decode=number_tensors))
     next(batches), next(batches)
     print("both workers have made a batch", flush=True)
-    time.sleep(60)
+    time.sleep(280)
 """
 
 
@@ -50,7 +50,7 @@ def test_workers_end_with_a_killed_parent(script: str, processes: int, tmp_path:
         family = psutil.Process(parent.pid).children(recursive=True)
         parent.kill()
     assert len(family) >= processes
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while (alive := [process for process in family if lives(process)]) and time.monotonic() < until:
         time.sleep(0.1)
     for process in alive:

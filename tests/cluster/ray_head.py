@@ -53,12 +53,14 @@ class Head:
 @contextmanager
 def ray_head(cpus: int = 4) -> Iterator[Head]:
     """A Ray head with a dashboard, for as long as the block lasts."""
-    gcs, dashboard = free_ports(2)
+    gcs, dashboard, agent = free_ports(3)
     # Ray's sockets live below this path, and their names may have 107 characters at most.
     temp = Path("/tmp") / f"cg{os.getpid()}"
     command = [RAY, "start", "--head", "--block", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--num-cpus={cpus}"]
     process = subprocess.Popen(
-        [*map(str, command), f"--dashboard-port={dashboard}", f"--temp-dir={temp}", "--include-dashboard=true"],
+        [*map(str, command), f"--dashboard-port={dashboard}", f"--temp-dir={temp}", "--include-dashboard=true"]
+        # Its usual port is every Ray's of this machine; a head whose agent finds it taken runs no job.
+        + [f"--dashboard-agent-listen-port={agent}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

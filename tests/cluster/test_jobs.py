@@ -20,6 +20,9 @@ from crossgate.recipe import load_recipe
 from crossgate.runs.context import run_directory
 from crossgate.training.metrics import read_metrics
 
+STEPS = 48  # a few seconds of them are left when the first checkpoint is seen
+TOLERANCE = 2e-5  # vector kernels round by where memory lies, which no two processes share
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -59,7 +62,7 @@ def write(path: Path, tree: dict) -> Path:
 
 
 def pretraining(road: Path, output: Path) -> dict[str, Any]:
-    steps = {"steps": 24, "log_every": 1, "eval_every": 12, "save_every": 4}
+    steps = {"steps": STEPS, "log_every": 1, "eval_every": 24, "save_every": 4}
     return tiny_tree(road, output, "pretrain", training=steps, cluster={"launcher": "ray", "workers": 2})
 
 
@@ -81,14 +84,15 @@ def test_every_kind_of_job_and_a_resumed_pretraining(
     recipe = write(tmp_path / "job.yaml", pretraining(road, tmp_path / "runs"))
     directory = run_directory(load_recipe(recipe))
     killed = submit.start("pretrain", recipe)
-    until = time.monotonic() + 200
+    until, said = time.monotonic() + 300, ""
     while not list((directory / "checkpoints").glob("step-*")) and time.monotonic() < until:
         if killed.poll() is not None:  # the head was not ready to start jobs
+            said = killed.communicate()[0][-3000:]
             killed = submit.start("pretrain", recipe)
-        time.sleep(0.2)
-    assert submit.head.kill("jobs/pretrain.py", "RayTrainWorker") >= 3, "a driver and two ranks"
+        time.sleep(0.05)
+    assert submit.head.kill("jobs/pretrain.py", "RayTrainWorker") >= 3, f"a driver and two ranks: {said}"
     killed.communicate(timeout=120)
-    assert 0 < len(curve(directory)) < 24, "the job was over before it was killed"
+    assert 0 < len(curve(directory)) < STEPS, "the job was over before it was killed"
 
     space = {"space": {"model.fusion.name": ["mean", "softmax"]}, "metric": "val/average_precision"}
     tree = tiny_tree(road, tmp_path / "runs", "search", search=space, finetune={"task": "violence"})
@@ -96,8 +100,10 @@ def test_every_kind_of_job_and_a_resumed_pretraining(
     searching = submit.start("search", searched)
     said = submit("pretrain", recipe)
     assert "resumed from" in said
-    assert len(curve(directory)) == 24
-    assert curve(directory) == undisturbed.curve()
+    steps, losses = zip(*curve(directory))
+    expected_steps, expected = zip(*undisturbed.curve())
+    assert steps == expected_steps == tuple(range(1, STEPS + 1))
+    assert losses == pytest.approx(expected, rel=0, abs=TOLERANCE)
 
     sections = {"finetune": {"task": "violence", "init": str(directory)}, "tracking": {"enabled": False}}
     tuned = write(tmp_path / "tune.yaml", tiny_tree(road, tmp_path / "runs", "finetune", **sections))

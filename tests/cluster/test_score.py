@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,13 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from families import kill_family
+from pandas.testing import assert_frame_equal
 from tiny_road import tiny_classifier
 
 from crossgate.cluster.score import score, score_here
 from crossgate.errors import UserError
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "predict.py"
-VIDEOS = 12
+VIDEOS, MANY = 12, 150
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +63,10 @@ def test_the_cluster_writes_what_one_process_writes(model, videos, tmp_path, ray
     steps: list[tuple[int, int]] = []
     spread = score(str(model), str(videos), str(tmp_path / "ray"), unit=3, progress=lambda *step: steps.append(step))
     here = score_here(str(model), str(videos), str(tmp_path / "here"), unit=3)
-    assert spread == here and spread.videos == spread.rows == VIDEOS
+    assert replace(spread, digest="") == replace(here, digest="") and spread.videos == spread.rows == VIDEOS
     assert steps[0] == (0, VIDEOS) and steps[-1] == (VIDEOS, VIDEOS)
-    assert table(tmp_path / "ray").equals(table(tmp_path / "here"))
+    # Kernels round by where memory lies, which no two processes share.
+    assert_frame_equal(table(tmp_path / "ray"), table(tmp_path / "here"), check_exact=False, rtol=0, atol=1e-5)
 
 
 @pytest.mark.ray
@@ -88,8 +92,11 @@ def test_workers_ask_the_drivers_tracking_server(videos, tmp_path, ray_cluster, 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_job_is_submitted_again_and_every_video_is_there_once(model, videos, tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, JOB, model, videos, "--out", out, "--unit", "1"]
+    out, many = tmp_path / "out", tmp_path / "many"
+    many.mkdir()
+    for number in range(MANY):  # seconds of work, of which the look for the third part may miss some
+        shutil.copyfile(videos / f"clip{number % VIDEOS:02d}.mp4", many / f"clip{number:03d}.mp4")
+    command = [sys.executable, JOB, model, many, "--out", out, "--unit", "1"]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
@@ -98,11 +105,11 @@ def test_a_killed_job_is_submitted_again_and_every_video_is_there_once(model, vi
     assert first.poll() is None, (tmp_path / "log").read_text()[-2000:]
     kill_family(first.pid)
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.json")}
-    assert 3 <= len(kept) < VIDEOS and not (out / "scores.json").exists()
+    assert 3 <= len(kept) < MANY and not (out / "scores.json").exists()
 
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{VIDEOS} rows of {VIDEOS} videos" in done.stdout and f"scored by {model}" in done.stdout
+    assert f"{MANY} rows of {MANY} videos" in done.stdout and f"scored by {model}" in done.stdout
     rows = table(out)
-    assert sorted(rows["source"]) == sorted(map(str, videos.glob("*.mp4")))
+    assert sorted(rows["source"]) == sorted(map(str, many.glob("*.mp4")))
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept  # what was whole was not made again

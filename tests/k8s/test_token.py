@@ -57,7 +57,7 @@ def dashboard() -> Iterator[str]:
 def status(url: str, token: str = "") -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        return requests.get(url, headers=headers, timeout=10).status_code
+        return requests.get(url, headers=headers, timeout=30).status_code
     except requests.RequestException:
         return 0
 

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from tiny_road import tiny_tree, write_recipe
 
 from crossgate.runs.context import run_directory
@@ -27,13 +26,12 @@ def interrupt_at_first_step(recipe: Path, run_dir: Path) -> tuple[int, str]:
                 assert run.poll() is None, run.communicate()[0]
                 time.sleep(0.05)
             os.killpg(run.pid, signal.SIGINT)
-            said, _ = run.communicate(timeout=60)
+            said, _ = run.communicate(timeout=200)
         finally:
             run.kill()
     return run.returncode, said
 
 
-@pytest.mark.timeout(120)
 def test_ctrl_c_saves_and_says_so(road: Path, tmp_path: Path) -> None:
     training = {"steps": FAR, "save_every": FAR, "eval_every": FAR}
     tree = tiny_tree(road, tmp_path, "pretrain", training=training, data={"loader_workers": 1})

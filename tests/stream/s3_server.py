@@ -69,7 +69,7 @@ def seaweed(folder: Path, ip: str = "127.0.0.1") -> Iterator[str]:
 
 def client(url: str):
     """Returns a boto3 client with the right credentials."""
-    patience = Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 0})
+    patience = Config(connect_timeout=2, read_timeout=20, retries={"max_attempts": 0})
     return boto3.client(
         "s3",
         endpoint_url=url,
@@ -81,7 +81,7 @@ def client(url: str):
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(BotoCoreError, ClientError):
             client(url).create_bucket(Bucket="ready")

@@ -41,7 +41,7 @@ def run(url: str, ranks: int, state: Path, last: int) -> dict[int, list[str]]:
     for process in processes:
         for step, clips in read(process):
             found.setdefault(step, []).extend(clips)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=200) == 0
     return found
 
 
@@ -84,7 +84,7 @@ def spoilt(tmp_path: Path) -> Index:
 
 def test_ranks_agree_on_what_was_skipped_and_on_stopping(spoilt: Index, tmp_path: Path) -> None:
     command = [sys.executable, HERE / "agree_process.py", spoilt.store.url, tmp_path, "3", "2"]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=250)
     too_many = "data.max_bad_clips: more than 2 clips cannot be used, clip 'clip_00010' of train-000000.tar"
     for limit, steps, end in ((3, 6, "end"), (2, 3, too_many)):
         told = [(tmp_path / f"{rank}-{limit}").read_text() for rank in range(2)]

@@ -6,7 +6,7 @@ import io
 import random
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ pytestmark = [
 ]
 COUNTS = {"train": [60, 0, 75, 1, 104]}
 CLIP = ClipConfig(modalities=("rgb", "audio"), frames=1, size=16, seconds=0.3, mels=8)
-PATIENCE = 0.5
+PATIENCE = 0.5  # where the proxy stalls; a busy machine may take longer over an honest answer
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Endpoint and credentials are in the environment; a stall outlasts the store's patience."""
-    monkeypatch.setattr(storage, "PATIENCE", PATIENCE)
+    """Endpoint and credentials are in the environment; a stall outlasts the patience of who is in a `hurry`."""
+    monkeypatch.setattr(storage, "PATIENCE", 30.0)
     with s3_server.faulty(server, stall=3 * PATIENCE) as running:
         for name, value in {
             "AWS_ENDPOINT_URL": running.url,
@@ -60,12 +60,21 @@ def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def corpus(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> str:
-    with monkeypatch.context() as unhurried:  # a busy machine may take its time to write it
-        unhurried.setattr(storage, "PATIENCE", 60.0)
-        write_corpus("s3://clips/corpus", COUNTS)
+def corpus(proxy: Proxy) -> str:
+    write_corpus("s3://clips/corpus", COUNTS)
     s3fs.S3FileSystem.clear_instance_cache()
     return "s3://clips/corpus"
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called when all is written, it lets whoever opens a store from then on wait no longer than `PATIENCE`."""
+
+    def begin() -> None:
+        monkeypatch.setattr(storage, "PATIENCE", PATIENCE)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    return begin
 
 
 @pytest.fixture
@@ -90,8 +99,9 @@ def epoch(loader: ClipLoader) -> list[tuple[list[int], bytes]]:
 
 
 @pytest.mark.parametrize("cached", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_an_epoch_through_every_fault_is_complete_and_exact(proxy, corpus, make_corpus, tmp_path, cached) -> None:
+def test_an_epoch_through_every_fault_is_complete_and_exact(proxy, corpus, hurry, make_corpus, tmp_path, cached):
     expected = epoch(make(make_corpus(COUNTS)))
+    hurry()
     proxy.every, proxy.requests = 4 if cached else 20, 0  # whole shards are few requests
     loader = make(Index.load(corpus), folder=tmp_path / "cache" if cached else "")
     found = epoch(loader)
@@ -104,19 +114,20 @@ def test_an_epoch_through_every_fault_is_complete_and_exact(proxy, corpus, make_
     assert loader.meters()["data/kept_bytes"] > 0 or not cached
 
 
-def test_a_store_that_never_answers_is_one_line_within_the_deadline(proxy, corpus, monkeypatch) -> None:
+def test_a_store_that_never_answers_is_one_line_within_the_deadline(proxy, corpus, hurry, monkeypatch) -> None:
     begun: list[Retrying] = []
 
     def begin(**how) -> Retrying:
         begun.append(Retrying(**how))
         return begun[-1]
 
-    monkeypatch.setattr(storage, "DEADLINE", 2.0)
+    hurry()
     loader = make(Index.load(corpus))
     batches = iter(loader)
     for _ in range(loader.steps_per_epoch):  # until every shard's length was asked for: a wrong one is another error
         next(batches)
     monkeypatch.setattr(storage, "Retrying", begin)
+    monkeypatch.setattr(storage, "DEADLINE", 2.0)
     proxy.every, before = 1, time.monotonic()
     with pytest.raises(
         UserError, match=r"s3://clips/corpus/train-00000\d.tar: storage failed .*check that it is reach"
@@ -176,8 +187,7 @@ def test_a_store_that_takes_no_signed_urls_is_read_all_the_same(proxy, corpus, m
     assert "Signature" not in caplog.text
 
 
-def test_tars_of_others_are_indexed_and_checked_through_every_fault(proxy, monkeypatch) -> None:
-    store = open_store("s3://clips/others")
+def test_tars_of_others_are_indexed_and_checked_through_every_fault(proxy, hurry, monkeypatch) -> None:
     for number in range(4):
         with io.BytesIO() as file:
             with tarfile.open(fileobj=file, mode="w") as tar:
@@ -185,7 +195,9 @@ def test_tars_of_others_are_indexed_and_checked_through_every_fault(proxy, monke
                     info = tarfile.TarInfo(f"{number}.{member}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-            store.put(f"{number}.tar", file.getvalue())
+            open_store("s3://clips/others").put(f"{number}.tar", file.getvalue())
+    hurry()
+    store = open_store("s3://clips/others")
     proxy.every, proxy.requests = 5, 0
     index = Index.load("s3://clips/others")
     assert index.clips.tolist() == [1, 1, 1, 1]
@@ -200,7 +212,8 @@ def test_tars_of_others_are_indexed_and_checked_through_every_fault(proxy, monke
 
 
 @pytest.mark.slow
-def test_a_large_file_is_sent_in_parts_and_what_breaks_off_is_sent_again(proxy, tmp_path, monkeypatch) -> None:
+def test_a_large_file_is_sent_in_parts_and_what_breaks_off_is_sent_again(proxy, hurry, tmp_path, monkeypatch) -> None:
+    hurry()
     monkeypatch.setattr(storage, "PART", 5 << 20)  # the least that S3 takes
     monkeypatch.setattr("tempfile.gettempdir", lambda: "/nowhere")  # no second copy of it on the local disk
     content = random.Random(3).randbytes(52 << 20)

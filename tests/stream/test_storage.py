@@ -223,7 +223,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [0, 1000, storage.PART + 1])
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(200)
 def test_what_a_store_never_takes_is_given_up(silent, tmp_path: Path, monkeypatch, size: int) -> None:
     monkeypatch.setattr(storage, "SLOWEST", 1 << 30)
     (tmp_path / "file").write_bytes(bytes(size))

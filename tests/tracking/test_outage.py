@@ -96,6 +96,7 @@ def test_a_trial_that_starts_and_trains_while_the_server_is_away_is_nested_and_w
         for step in range(500):
             trial.log_metrics({"loss": 1.0 / (step + 1)}, step)
     ended.finish(timeout=0.5)
+    ended._delivery._thread.join(60)  # or it may send after all when the server is there
     assert ended.run_id == lasting.run_id == ""
 
     with mlflow_server(tmp_path, port):

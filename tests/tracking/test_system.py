@@ -28,17 +28,18 @@ ALWAYS = {
 NETWORK = {"system/network_receive_megabytes", "system/network_transmit_megabytes"}
 
 
-@pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sampler, "interval_s", 0.05)
+class Often(Sampler):
+    """Of its own interval: trackers that other tests left behind measure on at theirs."""
+
+    interval_s = 0.05
 
 
 def sampled(samples: int) -> list[tuple[int, dict[str, float]]]:
     """Returns so many samples of this machine, by their numbers."""
     found: list[tuple[int, dict[str, float]]] = []
-    sampler = Sampler(lambda metrics, step: found.append((step, dict(metrics))), first=3)
+    sampler = Often(lambda metrics, step: found.append((step, dict(metrics))), first=3)
     sampler.start()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while len(found) < samples and time.monotonic() < until:
         time.sleep(0.01)
     sampler.close()
@@ -112,7 +113,7 @@ def test_a_run_keeps_the_load_of_its_machine_and_a_resumed_one_counts_on(
 ) -> None:
     firsts: list[int] = []
 
-    class Seen(Sampler):
+    class Seen(Often):
         def __init__(self, note: Callable[[Mapping[str, float], int], None], first: int) -> None:
             firsts.append(first)
             super().__init__(note, first)
@@ -140,6 +141,6 @@ def test_only_rank_0_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _until_sampled(run_dir: Path, samples: int) -> None:
-    journal, until = run_dir / "tracking" / "spool.jsonl", time.monotonic() + 30
+    journal, until = run_dir / "tracking" / "spool.jsonl", time.monotonic() + 120
     while journal.read_text().count("system/cpu_util") < samples and time.monotonic() < until:
         time.sleep(0.02)

@@ -48,7 +48,7 @@ def plain() -> tuple[list[float], dict[str, torch.Tensor]]:
 
 
 def spawn(
-    cases: list[dict], folder: Path, ranks: int, timeout: float = 120, script: str = tiny_run.__file__
+    cases: list[dict], folder: Path, ranks: int, timeout: float = 250, script: str = tiny_run.__file__
 ) -> list[subprocess.CompletedProcess]:
     """Runs the cases in `ranks` processes, as torchrun would start them."""
     folder.mkdir(parents=True, exist_ok=True)

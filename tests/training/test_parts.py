@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,6 +126,26 @@ def test_the_line_says_everything_and_makes_nothing_up():
 def test_other_ranks_are_silent(capsys):
     with ProgressLine("run", 10, enabled=False) as line:
         line.say("hello")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_that_takes_no_more_lines_costs_the_run_nothing(tmp_path, capsys, caplog, monkeypatch):
+    log, opened = tmp_path / "log.txt", Path.open
+
+    def full(path, *given, **named):
+        if path == log:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, *given, **named)
+
+    with ProgressLine("run", 10, log=log) as line:
+        line.say("hello")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", full)
+            line.say("lost")
+            line.say("lost as well")
+        line.say("again")
+    assert [said.split()[-1] for said in log.read_text().splitlines()] == ["hello", "again"]
+    assert [one.message for one in caplog.records] == [f"{log} takes no more lines (No space left on device)"]
     assert capsys.readouterr().err == ""
 
 

@@ -155,9 +155,10 @@ def validated(folder: Path):
     checkpoint, _ = newest_whole(folder / "runs" / "run")
     best = checkpoint.path.with_name(f"step-{checkpoint.manifest.best_step:08d}")
     assert best != checkpoint.path and best.exists()
-    uploader = Uploader(store(folder), print)
-    uploader.put(best, [checkpoint.path.name])
-    uploader.finish()
+    until = time.monotonic() + 60
+    while stored_checkpoints(store(folder)) != [best.name, checkpoint.path.name]:
+        assert time.monotonic() < until
+        time.sleep(0.01)  # the crashed run's thread is there for as long as this process
     return settings, best / "state" / "rank-00000.safetensors"
 
 
@@ -192,8 +193,6 @@ class Away(Store):
 def test_a_store_that_fails_on_the_way_is_no_damage(tmp_path, monkeypatch, lost):
     settings, best = validated(tmp_path)
     folder = tmp_path / "runs" / "run" / "checkpoints"
-    while stored_checkpoints(store(tmp_path)) != ["step-00000006", "step-00000008"]:
-        time.sleep(0.01)  # the crashed run's thread has not got so far
     if lost == "newest":
         shutil.rmtree(folder / "step-00000008")
         assert "step-00000008" in stored_checkpoints(store(tmp_path))
@@ -383,12 +382,13 @@ def test_a_fault_of_any_kind_leaves_the_thread_alive_for_the_next_checkpoint(cop
 
 
 def test_only_the_newest_and_the_best_set_out_and_none_is_not_deleted_on_its_way(tmp_path):
-    gate, seen = threading.Event(), []
+    gate, begun, seen = threading.Event(), threading.Event(), []
 
     class Slow(Store):
         def put(self, name, content):
             seen.append(name.split(".")[0])
-            gate.wait(10)
+            begun.set()
+            gate.wait(60)
             super().put(name, content)
 
     for step in range(1, 5):
@@ -398,8 +398,7 @@ def test_only_the_newest_and_the_best_set_out_and_none_is_not_deleted_on_its_way
     uploader = Uploader(Slow(str(tmp_path / "store")), print)
     folders = sorted((tmp_path / "checkpoints").iterdir())
     uploader.put(folders[0], [])
-    while not seen:
-        pass
+    assert begun.wait(60)
     for folder in folders[1:]:
         uploader.put(folder, ["step-00000002"], "step-00000002")
     assert prune(tmp_path, 1, 4, 2, uploader.travelling) == {"step-00000004", "step-00000002"}
