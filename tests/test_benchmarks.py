@@ -94,7 +94,7 @@ def test_the_whole_study_ends_with_its_page(tmp_path: Path) -> None:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert len(figures["Chosen gates by pretraining"]) == 3
+    assert len(figures["Chosen fusions by pretraining"]) == 3
     assert [name for name, value in figures.items() if isinstance(value, float)] == [
         "averaging, from scratch", "averaging, pretrained", "sigmoid gate and MMTM, pretrained",
     ]  # fmt: skip
@@ -104,7 +104,7 @@ def test_the_whole_study_ends_with_its_page(tmp_path: Path) -> None:
         "spoiled: violence",
         "truth of degradation",
         "| uniform mean | ",
-        "| the gate that validation chose for each | | ",
+        "| the fusion that validation chose for each | | ",
         "Trained end to end",
         "| 1 % | ",
         "synchrony",

@@ -33,7 +33,7 @@ def test_scores_are_means_over_seeds_and_differences_are_paired() -> None:
     good, bad = says([1] * 8), says([1, 1, 1, 1, 0, 0, 0, 0])
     answers = [
         Answer(REFERENCE, "average", [bad, bad]),
-        Answer("g", "gate", [good, bad]),
+        Answer("g", "gate", [good, bad], val_loss=[1.0, 1.0]),
         Answer("oracle", "control", [good]),
     ]
     lines = {line.name: line for line in rows(answers, LABELS, Bootstrap(np.arange(8), 200), REFERENCE)}
@@ -54,7 +54,7 @@ def test_the_oracle_has_no_rank_and_its_gap_is_one_of_accuracy() -> None:
     half = says([1, 1, 1, 1, 1, 1, 0, 0])
     answers = [
         Answer(REFERENCE, "average", [bad]),
-        Answer("g", "gate", [half]),
+        Answer("g", "gate", [half], val_loss=[1.0]),
         Answer("oracle", "control", [good]),
     ]
     by_metric = {
@@ -68,9 +68,13 @@ def test_the_oracle_has_no_rank_and_its_gap_is_one_of_accuracy() -> None:
     assert gap == by_metric["accuracy"]["g"].gap and gap is not None and gap.value == 0.5
 
 
-def test_every_gate_is_compared_with_the_mean_of_features_too() -> None:
+def test_every_fusion_is_compared_with_the_mean_of_features_too() -> None:
     good, bad = says([1] * 8), says([1, 1, 1, 1, 0, 0, 0, 0])
-    answers = [Answer(REFERENCE, "average", [bad]), Answer("g", "gate", [good]), Answer("mean", "gate", [good])]
+    answers = [
+        Answer(REFERENCE, "average", [bad]),
+        Answer("g", "gate", [good], val_loss=[1.0]),
+        Answer("mean", "average", [good], val_loss=[1.0]),
+    ]
     lines = {line.name: line for line in rows(answers, LABELS, Bootstrap(np.arange(8), 200), REFERENCE)}
     ungated = lines["g"].ungated
     assert ungated is not None and ungated.value == 0 and ungated.high == 0, "as good as no gate, whatever the average"
@@ -89,11 +93,11 @@ def test_shapley_shares_out_the_whole_accuracy() -> None:
     assert np.allclose(shapley(additive, 3), worth), "without interplay each has its own worth"
 
 
-def test_the_gate_is_chosen_on_validation_and_not_on_test() -> None:
+def test_the_fusion_is_chosen_on_validation_and_not_on_test() -> None:
     lucky = Answer("lucky", "gate", [says([1] * 8)], val_loss=[2.0])
-    sober = Answer("sober", "gate", [says([0] * 8)], val_loss=[1.0])
+    sober = Answer("sober", "fusion", [says([0] * 8)], val_loss=[1.0])
     assert chosen([lucky, sober, Answer("x", "control", [])]).name == "sober"
-    with pytest.raises(ValueError, match="no gate"):
+    with pytest.raises(ValueError, match="no fusion"):
         chosen([Answer(REFERENCE, "average", [])])
 
 

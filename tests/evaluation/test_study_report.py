@@ -39,7 +39,8 @@ def findings(simulate: Callable[..., Predictions], skill: float = 1.0, classes: 
         Answer(REFERENCE, "average", [uniform] * 2),
         Answer("softmax_probabilities", "gate", [gated] * 2, [weights] * 2, [1.0, 1.0]),
         Answer("greedy", "gate", [uniform] * 2, greedy, [3.0, 3.0]),
-        Answer("mean", "gate", [uniform] * 2, [], [2.0, 2.0]),
+        Answer("concat", "fusion", [uniform] * 2, [], [4.0, 4.0]),
+        Answer("mean", "average", [uniform] * 2, [], [2.0, 2.0]),
         Answer("oracle", "control", [gates.oracle(unimodal, present, labels)] * 2),
     ]
     right = {(): (labels == 0).astype(float)}
@@ -56,7 +57,7 @@ def findings(simulate: Callable[..., Predictions], skill: float = 1.0, classes: 
         positive=0 if classes == 2 else None, labels=labels,
         present=present, degraded=clips.degraded, unimodal=[unimodal] * 2, clips={"train": 1, "val": 1, "test": 480},
         groups={"test": 120}, bootstrap=Bootstrap(clips.group, 200), answers=answers, chosen="softmax_probabilities",
-        weighted="softmax_probabilities", subsets=shown, prior=prior, sweeps=[sweep], low_labels=few,
+        weighted="softmax_probabilities", subsets=shown, sweeps=[sweep], low_labels=few,
         seeds=2, encoders="",
     )  # fmt: skip
 
@@ -73,7 +74,7 @@ def test_the_report_says_that_a_gate_that_knows_helps(simulated: Callable[..., P
     name = "test/study/softmax_probabilities"
     assert done.metrics[f"{name}/over_uniform_low"] > 0 and 0 < done.metrics[f"{name}/gap_recovered"] <= 1
     assert done.metrics[f"{name}/over_mean_of_features_low"] > 0
-    assert "Of 2 gates, softmax_probabilities is above the plain mean of features" in done.summary
+    assert "Of 3 fusions, 2 of them gates, softmax_probabilities is above the plain mean of features" in done.summary
     assert done.metrics["test/study/oracle/accuracy"] > done.metrics["test/study/uniform_mean/accuracy"]
     text = study_markdown(findings(simulated))
     assert "**softmax_probabilities**" in text and "| rgb + flow + audio + depth |" in text

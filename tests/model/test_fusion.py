@@ -19,7 +19,8 @@ from crossgate.model.fusion.concat import ConcatFusion
 B, M, D, K = 12, 4, 16, 3
 NAMES = sorted(FUSIONS)
 OF_SCORES = {name for name in NAMES if FUSIONS[name].needs_logits}
-WITHOUT_WEIGHTS = {"concat", "context", "film", "kiela", "flow_gate", "lowrank", "bottleneck"}
+OF_CHANNELS = {"context", "film", "kiela", "flow_gate"}
+WITHOUT_WEIGHTS = {"concat", "lowrank", "bottleneck"} | OF_CHANNELS
 WITHOUT_PARAMETERS = {
     f"{how}_{what}" for how in ("average", "fixed", "entropy") for what in ("logits", "probabilities")
 }
@@ -61,19 +62,21 @@ def test_gradient_reaches_every_parameter(name: str, modalities: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_fusion_says_what_kind_it_is(name: str) -> None:
+def test_a_fusion_is_registered_as_what_it_is(name: str) -> None:
     """An average weighs all modalities alike, a fusion all clips alike or nothing, a gate each clip's modalities."""
     fusion, given = build(name), clips()
     for parameter in fusion.parameters():
         torch.nn.init.normal_(parameter)
     weights = fusion(replace(given, present=torch.ones_like(given.present))).weights
-    if weights is not None:
-        found = "average" if torch.equal(weights, torch.full_like(weights, 1 / M)) else "fusion"
-        found = found if torch.equal(weights, weights[:1].expand_as(weights)) else "gate"
-        fixed = name.startswith("fixed")  # without weights of a recipe it weighs alike
-        assert fusion.kind == ("fusion" if fixed else found)
+    if weights is None:
+        found = "gate" if name in OF_CHANNELS else "fusion"
+    elif not torch.equal(weights, weights[:1].expand_as(weights)):
+        found = "gate"
+    elif name.startswith("fixed"):  # it weighs alike here, for want of weights in the recipe
+        found = "fusion"
     else:
-        assert fusion.kind in ("fusion", "gate")
+        found = "average" if torch.equal(weights, torch.full_like(weights, 1 / M)) else "fusion"
+    assert fusion.kind == found
 
 
 @pytest.mark.parametrize("name", NAMES)

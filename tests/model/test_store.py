@@ -234,6 +234,14 @@ def test_warm_start_from_another_fusion_takes_encoders_only(saved: Path) -> None
     assert not any(name.startswith("fusion.") for name in result.loaded)
 
 
+def test_what_starts_from_random_weights_is_counted_and_told_in_a_short_line(saved: Path) -> None:
+    wider = config().model_copy(update={"dim": 32})
+    result = load_encoders(MultimodalNetwork(wider, CLIP), saved)
+    assert {"encoders.rgb.project.weight", "encoders.audio.norm.weight"} <= set(result.random)
+    assert all(name.startswith("encoders.") for name in result.random)
+    assert str(result).endswith(f"; {len(result.skipped) - 3} more") and str(result).count("its shape is") <= 3
+
+
 def test_warm_start_from_something_that_does_not_fit_at_all(saved: Path) -> None:
     other = MultimodalNetwork(config("gmu", backbone="test_convnext"), CLIP)
     with pytest.raises(UserError, match="nothing in it fits"):

@@ -66,7 +66,8 @@ def test_a_job_finds_runs_where_jobs_leave_them(
 def test_a_search_says_how_to_go_on_and_that_recipe_is_valid(tmp_path: Path) -> None:
     frozen = {"task": "violence", "freeze": True, "features": str(tmp_path / "features")}
     run = {"name": "gates", "output": str(tmp_path)}
-    recipe = parse_recipe({"kind": "search", "run": run, "finetune": frozen})
+    optim = {"lr": 0.01, "weight_decay": 3.0}
+    recipe = parse_recipe({"kind": "search", "run": run, "finetune": frozen, "optim": optim})
     best = tmp_path / "gates" / "name-softmax"
     best.mkdir(parents=True)
     (best / "recipe.yaml").write_text(dump_recipe(recipe))
@@ -77,6 +78,7 @@ def test_a_search_says_how_to_go_on_and_that_recipe_is_valid(tmp_path: Path) -> 
     following = load_recipe(words[3], ["kind=finetune", *words[4:]])
     assert (following.run.name, following.run.output) == ("violence-gates", str(tmp_path))
     assert (following.finetune.init, following.finetune.freeze) == (str(best), False)
+    assert (following.optim.lr, following.optim.weight_decay) == (1e-3, 0.05), "the gate's own are not for encoders"
 
 
 def test_cores_are_counted_where_the_system_keeps_no_list_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,12 @@ def test_a_misspelt_gate_is_refused_before_a_clip_is_encoded(road: Path, tmp_pat
     assert "finetune.init is empty, so the encoders are random ones" in caplog.text
 
 
+def test_a_study_of_averages_alone_is_refused(road: Path, tmp_path: Path) -> None:
+    tree = tiny_tree(road, tmp_path, "study", study={"gates": ["average_logits", "fixed_probabilities"]})
+    with pytest.raises(UserError, match=r"study\.gates: only averages are named"):
+        launch(write_recipe(tmp_path / "study.yaml", tree))
+
+
 def test_few_labels_cover_every_class_and_are_a_draw_a_seed() -> None:
     labels = torch.arange(100) % 5
     rows = few(labels, 0.01, 5, seed=0)

@@ -135,7 +135,7 @@ def add_comparison(done: Evaluation, scored: Scored, val: Predictions, fitted: P
     entries = comparison.baselines(val, test, question.task, len(question.classes), main, question.index)
     if not entries:
         return
-    entries.append(comparison.Entry(_FUSED, "gate", scored.probabilities))
+    entries.append(comparison.Entry(_FUSED, "model", scored.probabilities))
     entries += comparison.controls(test, question.task, len(question.classes), fitted, seed)
     tables, drawn = [], None
     for metric in dict.fromkeys((main, "accuracy")):
@@ -148,6 +148,8 @@ def add_comparison(done: Evaluation, scored: Scored, val: Predictions, fitted: P
                 done.put(f"{stem}_gain", row.difference)
         title = comparison.TITLES[metric]
         caption = f"{title[0].upper()}{title[1:]} on the test clips; differences are paired by clip."
+        if metric == "accuracy" and question.index is not None:
+            caption += " All answer from probability 0.5 on, so that they are alike."
         tables.append(comparison.table(rows, metric, caption))
         if drawn is None:
             reference = next(row.score for row in rows if row.name == comparison.REFERENCE)

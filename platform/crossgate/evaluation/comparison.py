@@ -19,7 +19,7 @@ from crossgate.evaluation.style import ACCENT, INK, MUTED, colour
 from crossgate.evaluation.tables import Table, bounds, p_value, percent, points
 
 Array = NDArray[Any]
-Kind = Literal["modality", "average", "fusion", "gate", "control"]
+Kind = Literal["modality", "average", "fusion", "gate", "model", "control"]
 
 REFERENCE = "uniform mean"
 TITLES = {
@@ -190,7 +190,7 @@ def compare_gates(
 
     Args:
         runs: name -> predictions of (validation, test); the clips are matched by key.
-        kinds: name -> whether it is a gate, or a fusion that weighs all clips alike.
+        kinds: name -> whether it is a gate, an average, or another fusion that weighs all clips alike.
         task: label name.
         classes: names, in the order of the logits.
         config: number of resamples.
@@ -250,4 +250,4 @@ def hue(name: str, kind: Kind) -> str:
     """Returns a competitor's colour: modalities have their own, averages are black, what learns blue, controls grey."""
     if kind == "modality":
         return colour(name.split()[0])
-    return {"average": INK, "fusion": ACCENT, "gate": ACCENT, "control": MUTED}[kind]
+    return {"average": INK, "fusion": ACCENT, "gate": ACCENT, "model": ACCENT, "control": MUTED}[kind]

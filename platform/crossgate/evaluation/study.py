@@ -35,7 +35,7 @@ class Answer:
         name, kind: as in the table.
         test: probabilities ``(N, K)``, one array a seed.
         weights: ``(N, M)`` a seed, empty for a method without.
-        val_loss: log loss on validation, one a seed, by which one gate is chosen; empty for what nobody could choose.
+        val_loss: log loss on validation, one a seed, by which one fusion is chosen; empty for what nobody could choose.
         note: what else to say of it.
     """
 
@@ -118,7 +118,8 @@ def rows(
         own = scored(answer)
         each = [bootstrap.value(statistic(metric, one, labels, positive)) for one in answer.test]
         itself = answer.name == reference
-        gated = plain is not None and answer.kind == "gate" and answer.name != UNGATED
+        learned = bool(answer.val_loss)
+        gated = plain is not None and learned and answer.name != UNGATED
         found.append(
             StudyRow(
                 name=answer.name,
@@ -129,7 +130,7 @@ def rows(
                 mcnemar=math.nan if itself else mcnemar(answer.test, by_name[reference].test, labels),
                 nll=bootstrap.interval(over_seeds([mean(log_loss(one, labels)) for one in answer.test])),
                 ece=float(np.mean([expected_calibration_error(one, labels) for one in answer.test])),
-                gap=_gap(accuracy(answer, labels), low, high, bootstrap) if answer.kind == "gate" and high else None,
+                gap=_gap(accuracy(answer, labels), low, high, bootstrap) if learned and high else None,
                 ungated=bootstrap.difference(own, plain) if gated and plain is not None else None,
                 note=answer.note,
             )
@@ -155,15 +156,15 @@ def mcnemar(first: Sequence[Array], second: Sequence[Array], labels: Array) -> f
 
 
 def chosen(answers: Sequence[Answer]) -> Answer:
-    """The gate of the lowest mean log loss on validation: the one that may be tested once without a penalty.
+    """The fusion of the lowest mean log loss on validation: the one that may be tested once without a penalty.
 
     Raises:
-        ValueError: without a gate that was looked at on validation.
+        ValueError: without a fusion that was looked at on validation.
     """
-    gates = [answer for answer in answers if answer.kind == "gate" and answer.val_loss]
-    if not gates:
-        raise ValueError("no gate to choose from")
-    return min(gates, key=lambda answer: float(np.mean(answer.val_loss)))
+    fusions = [answer for answer in answers if answer.val_loss]
+    if not fusions:
+        raise ValueError("no fusion to choose from")
+    return min(fusions, key=lambda answer: float(np.mean(answer.val_loss)))
 
 
 def lucky_oracle(present: Array, classes: int) -> float:

@@ -19,7 +19,7 @@ from crossgate.evaluation.style import ACCENT, INK, MUTED, colour, new, short, s
 from crossgate.evaluation.tables import percent
 
 _HUES = (INK, ACCENT, "#009e73")
-"""Of the uniform mean, the gate that validation chose, and the one whose weights are shown."""
+"""Of the uniform mean, the fusion that validation chose, and the one whose weights are shown."""
 
 
 def of_competitors(found: Findings) -> list[Drawn]:
@@ -60,7 +60,7 @@ def of_weights(found: Findings) -> list[Drawn]:
 
 
 def of_calibration(found: Findings) -> list[Drawn]:
-    """Reliability before fusion (the best single modality), by averaging, and by the gate that validation chose."""
+    """Reliability before fusion (the best single modality), by averaging, and by the fusion that validation chose."""
     # A single modality's own colour may be a gate's.
     hues = {found.strongest.name: MUTED, REFERENCE: INK, found.chosen: ACCENT}
     # Every seed's answers are counted as they are: averaged over seeds they would be those of an ensemble.

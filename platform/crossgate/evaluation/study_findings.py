@@ -55,7 +55,7 @@ class Findings:
     Attributes:
         unimodal: ``(N, M, K)`` scores of the heads, one a seed.
         clips, groups: part of the data -> how many labelled ones.
-        chosen: the gate that validation prefers. weighted: of those that weigh probabilities clip by clip.
+        chosen: the fusion that validation prefers. weighted: of those that weigh probabilities clip by clip.
         subsets: competitor -> subset -> ``(N,)`` share of seeds that are right.
         encoders: where they came from, empty for random ones.
     """
@@ -75,7 +75,6 @@ class Findings:
     chosen: str
     weighted: str
     subsets: Mapping[str, Mapping[Subset, Array]]
-    prior: Array
     sweeps: list[Sweep]
     low_labels: list[LowLabels]
     seeds: int

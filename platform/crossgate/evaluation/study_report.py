@@ -89,12 +89,13 @@ def summary(found: Findings) -> str:
         verdict = "is worse than uniform averaging"
     else:
         verdict = "is not shown to differ from uniform averaging: the interval includes zero"
+    no_gate = "" if best.kind == "gate" else " (no gate)"
     said = [
         f"{found.clips['test']} test clips of {found.groups['test']} groups, {found.clips['train']} training and "
         f"{found.clips['val']} validation clips, {found.seeds} seeds, encoders "
         f"{'pretrained' if found.encoders else 'random'} and frozen. Chance: {percent(_chance(found))} "
         f"{TITLES[found.metric]}.",
-        f"The gate chosen on validation, {found.chosen}, {verdict}: {percent(best.score.value)} against "
+        f"The fusion chosen on validation, {found.chosen}{no_gate}, {verdict}: {percent(best.score.value)} against "
         f"{percent(uniform.score.value)}, {points(difference)} points, McNemar p = {p_value(best.mcnemar)}. "
         f"The best single modality is {strongest.name.removesuffix(' alone')} with {percent(strongest.score.value)}.",
         _gap_sentence(found, best),
@@ -111,7 +112,7 @@ def _chance(found: Findings) -> float:
 
 
 def _gap_sentence(found: Findings, best: StudyRow) -> str:
-    """How far the chosen gate goes towards the oracle, and how far luck alone would bring that oracle."""
+    """How far the chosen fusion goes towards the oracle, and how far luck alone would bring that oracle."""
     uniform, oracle = found.answer(REFERENCE), found.answer(ORACLE)
     if uniform is None or oracle is None:
         return ""
@@ -121,7 +122,7 @@ def _gap_sentence(found: Findings, best: StudyRow) -> str:
     else:
         reached = "recovers" if best.gap.value >= ENOUGH else "recovers only"
         text = (
-            f"The chosen gate {reached} {percent(best.gap.value, 0)} ({bounds(best.gap, digits=0)}) of the gap in "
+            f"The chosen fusion {reached} {percent(best.gap.value, 0)} ({bounds(best.gap, digits=0)}) of the gap in "
             f"accuracy between uniform averaging ({low}) and the oracle ({high})."
         )
     lucky = percent(lucky_oracle(found.present, len(found.classes)))
@@ -136,16 +137,17 @@ def _told_sentence(found: Findings) -> str:
 
 
 def _ungated_sentence(found: Findings) -> str:
-    """Which gates differ from no gate under the same head: of so many, some do by luck."""
+    """Which fusions differ from the plain mean under the same head: of so many, some do by luck."""
     compared = [line for line in found.lines.values() if line.ungated is not None]
     if not compared:
         return ""
     better = [line.name for line in compared if line.ungated is not None and line.ungated.low > 0]
     worse = sum(line.ungated is not None and line.ungated.high < 0 for line in compared)
+    gates = sum(line.kind == "gate" for line in compared)
     above = f"{', '.join(better) or 'none'} {'are' if len(better) > 1 else 'is'}"
     return (
-        f"Of {len(compared)} gates, {above} above the plain mean of features under a head of its own, {worse} "
-        "below it (95 % intervals, one at a time)."
+        f"Of {len(compared)} fusions, {gates} of them gates, {above} above the plain mean of features under a head of "
+        f"its own, {worse} below it (95 % intervals, one at a time)."
     )
 
 
@@ -156,7 +158,7 @@ _HOW = (
     "kept where its log loss on validation groups is lowest; test groups are scored once. Scores are means over "
     "seeds (of folds, heads and gates; the encoders are the same); intervals are 95 %, by bootstrap over groups; SD "
     "is the spread over seeds. p is of the paired difference; McNemar's p counts clips as if they were independent. "
-    "Of twenty gates that are worth nothing one has p below 0.05 by luck: only the gate that validation chose is "
+    "Of twenty fusions that are worth nothing one has p below 0.05 by luck: only the one that validation chose is "
     "tested once. The gap is the share of the way from the uniform mean to the oracle, in accuracy: the oracle "
     "picks heads by knowing the label, so it has no line in a table of ranking."
 )
@@ -166,4 +168,4 @@ _WEIGHTS = (
     "right (above zero); * where the interval excludes zero. Entropy: 1 is even. Collapsed: one weight above 95 %. "
     "Each is measured seed by seed, and the mean over seeds is shown."
 )
-_CALIBRATION = "The best single modality, the uniform mean and the gate that validation chose; answers of all seeds."
+_CALIBRATION = "The best single modality, the uniform mean and the fusion that validation chose; answers of all seeds."

@@ -41,7 +41,7 @@ def every_competitor(found: Findings) -> Table:
         ]
         for line in lines
     ]
-    return Table(columns, cells, f"{found.task} on the test groups; bold: the gate that validation prefers")
+    return Table(columns, cells, f"{found.task} on the test groups; bold: the fusion that validation prefers")
 
 
 def slices(found: Findings) -> Table | None:

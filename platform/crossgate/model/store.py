@@ -25,6 +25,7 @@ from crossgate.model.network import MultimodalNetwork
 
 FORMAT: Literal[1] = 1
 WEIGHTS, CARD = "model.safetensors", "model.json"
+_NAMED = 3  # of the tensors that were not loaded, in one line
 
 
 class ModelCard(Config):
@@ -77,8 +78,15 @@ class WarmStart:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        reasons = "; ".join(f"{name}: {why}" for name, why in self.skipped.items())
-        return f"{len(self.loaded)} tensors loaded" + (f"; not loaded: {reasons}" if reasons else "")
+        reasons = [f"{name}: {why}" for name, why in self.skipped.items()]
+        more = [f"{len(reasons) - _NAMED} more"] if len(reasons) > _NAMED else []
+        left = f"; not loaded: {'; '.join(reasons[:_NAMED] + more)}" if reasons else ""
+        return f"{len(self.loaded)} tensors loaded{left}"
+
+    @property
+    def random(self) -> list[str]:
+        """Names of encoders, or tensors of theirs, that start from random weights."""
+        return [name for name in self.skipped if name.startswith("encoders.")]
 
 
 def save_model(

@@ -142,6 +142,12 @@ def _say_what_begins(recipe: Recipe, task: FinetuneTask, card: ModelCard, metric
     """Rank 0 says what is taken over, and by what the weights are chosen where that may surprise."""
     if task.warm_start:
         log.info("from %s: %s", recipe.finetune.init, task.warm_start)
+        if random := task.warm_start.random:
+            first = f"{random[0]}: {task.warm_start.skipped[random[0]]}"
+            log.warning(
+                "%d parts of the encoders start from random weights (%s): set model and data.clip as in %s",
+                len(random), first, recipe.finetune.init,
+            )  # fmt: skip
         if (
             "fusion" in task.warm_start.skipped
             and read_card(model_directory(recipe.finetune.init)).kind == "classifier"

@@ -61,7 +61,7 @@ log = logging.getLogger("crossgate.runs")
 def run(recipe: Recipe) -> dict[str, float]:
     """Trains heads and gates on kept features and compares them; returns the metrics.
 
-    Writes report.html, results.json, figures, ``study.md`` and the chosen gate's model into the run's directory.
+    Writes report.html, results.json, figures, ``study.md`` and the chosen fusion's model into the run's directory.
 
     Raises:
         UserError: for an index, a recipe or a model that cannot do it.
@@ -83,7 +83,7 @@ def run(recipe: Recipe) -> dict[str, float]:
 
 
 def _save(study: Study, found: Findings, context: RunContext) -> None:
-    """Saves the chosen gate with its heads and encoders: a classifier trained in stages."""
+    """Saves the chosen fusion with its heads and encoders: a classifier trained in stages."""
     model, threshold = study.model_of(next(one for one in found.answers if one.name == found.chosen))
     card = card_of(context, study.classes, model.network.config).model_copy(update={"threshold": threshold})
     folder = context.directory / "model"
@@ -161,7 +161,6 @@ class Study:
             chosen=best.name,
             weighted=weighted,
             subsets=self._subsets(shown),
-            prior=self.prior,
             sweeps=[*self._sweeps(shown, weighted)],
             low_labels=[*self._low_labels()],
             seeds=len(self.seeds),
@@ -187,7 +186,14 @@ class Study:
             name for name, one in FUSIONS.items() if set(one.needs_modalities) <= set(self.names)
         )
         # Equal and validation-tuned weights stand among the averages already.
-        return tuple(name for name in wanted if not name.startswith(("average_", "fixed_")))
+        left = tuple(name for name in wanted if not name.startswith(("average_", "fixed_")))
+        if not left:
+            raise UserError(
+                "only averages are named, which every study measures",
+                where="study.gates",
+                expected="a fusion that learns, or an empty list for all of them",
+            )
+        return left
 
     def _network(self, init: str) -> MultimodalNetwork:
         plain = self.recipe.model.model_copy(update={"fusion": FusionConfig(name="mean")})
@@ -218,7 +224,7 @@ class Study:
 
     def _answers(self, step: Step) -> Iterator[Answer]:
         """Single modalities, averages, every gate; test clips are scored by what validation kept."""
-        gates = {name: Answer(name, "gate", []) for name in self.gates}
+        gates = {name: Answer(name, FUSIONS[name].kind, []) for name in self.gates}
         alone = [Answer(f"{name} alone", "modality", []) for name in self.names]
         uniform, logits = Answer(REFERENCE, "average", []), Answer("uniform mean of logits", "average", [])
         fixed = Answer("fixed weights, tuned on validation", "average", [])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crossgate import environment
-from crossgate.config import Recipe
+from crossgate.config import OptimConfig, Recipe
 from crossgate.evaluation.results import chance_of
 from crossgate.model.store import model_directory, read_card
 from crossgate.runs.context import run_directory
@@ -42,6 +42,7 @@ def describe(recipe: Recipe, metrics: Mapping[str, float]) -> str:
     study = recipe.kind == "study"
     headlines, steps = _of_study(recipe, metrics) if study else (_headlines(metrics), _next(recipe, metrics))
     lines += [f"{_number(metrics, name):<27}{title}{_beside(metrics, name)}" for name, title in headlines.items()]
+    lines += _verdict(metrics)
     return "\n".join([*lines, *(f"next: {step}" for step in steps)])
 
 
@@ -55,12 +56,18 @@ def describe_search(recipe: Recipe, best: Path) -> str:
     directory = run_directory(recipe)
     place = f"run.name={recipe.finetune.task}-{directory.name} run.output={recipe.run.output}"
     settings = f"{place} finetune.init={best}"
-    if recipe.finetune.freeze:  # its encoders have not learnt the task yet
-        settings += " finetune.freeze=false"
+    if recipe.finetune.freeze:  # its encoders have not learnt the task yet, and its rates were made for a gate alone
+        usual = OptimConfig()
+        settings += f" finetune.freeze=false optim.lr={usual.lr} optim.weight_decay={usual.weight_decay}"
     if recipe.finetune.features:
         settings += f" {_NO_FEATURES}"
     step = f"next: crossgate finetune --config {best / 'recipe.yaml'} {settings}"
-    return "\n".join([f"run      {directory}", f"best     {best}", step])
+    lines = [f"run      {directory}", f"best     {best}", step]
+    if recipe.finetune.features:
+        lines.append(
+            "      (trials took features that were kept; with encoders a step takes longer: set training.epochs)"
+        )
+    return "\n".join(lines)
 
 
 def _headlines(metrics: Mapping[str, float]) -> dict[str, str]:
@@ -72,10 +79,10 @@ def _headlines(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def _of_study(recipe: Recipe, metrics: Mapping[str, float]) -> tuple[dict[str, str], list[str]]:
-    """Uniform averaging beside the gate that validation chose; how to train all of that gate's model."""
+    """Uniform averaging beside the fusion that validation chose; how to train all of its model."""
     directory = run_directory(recipe)
-    gate = read_card(model_directory(directory)).model.fusion.name
-    titles = {"uniform_mean": "uniform mean of single modalities", gate: "the gate that validation chose"}
+    fusion = read_card(model_directory(directory)).model.fusion.name
+    titles = {"uniform_mean": "uniform mean of single modalities", fusion: "the fusion that validation chose"}
     measures = {"accuracy": "accuracy on test", "average_precision": "average precision on test"}
     headlines = {
         f"test/study/{model}/{measure}": f"{how}, {title} ({model})"
@@ -84,8 +91,18 @@ def _of_study(recipe: Recipe, metrics: Mapping[str, float]) -> tuple[dict[str, s
         if f"test/study/{model}/{measure}" in metrics
     }
     settings = f"kind=finetune run.name={recipe.finetune.task}-{directory.name} finetune.init={directory}"
-    settings += f" model.fusion.name={gate} finetune.freeze=false {_NO_FEATURES}"
+    settings += f" model.fusion.name={fusion} finetune.freeze=false {_NO_FEATURES}"
     return headlines, [f"crossgate finetune --config {directory / 'recipe.yaml'} {settings}"]
+
+
+def _verdict(metrics: Mapping[str, float]) -> list[str]:
+    """Of a study, whether its choice is shown to differ from uniform averaging."""
+    name = "test/study/over_uniform"
+    low, high = metrics.get(f"{name}_low", math.nan), metrics.get(f"{name}_high", math.nan)
+    if math.isnan(low) or math.isnan(high):
+        return []
+    shown = "it beats averaging" if low > 0 else "it is worse than averaging" if high < 0 else "not shown to differ"
+    return [f"{100 * metrics[name]:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) over averaging: {shown}"]
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:

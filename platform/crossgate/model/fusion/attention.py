@@ -11,7 +11,7 @@ from crossgate.config import FusionConfig
 from crossgate.model.fusion.base import Experts, Fusion, FusionInput, FusionOutput, masked_softmax, register
 
 
-@register("attention")
+@register("attention", "gate")
 class AttentionPooling(Fusion):
     """``f = U [sum_m a_m^h V_m^h x_m]_h``, ``a^h = softmax_m(q^h . (K^h norm(x_m) + e_m^h) / sqrt(d))``, q learned.
 

@@ -11,17 +11,15 @@ from crossgate.model.fusion.base import FusionInput, register, share, uniform_we
 from crossgate.model.fusion.scores import ScoreFusion
 
 
-@register("average_logits")
+@register("average_logits", "average")
 class AverageLogits(ScoreFusion):
     """``z = (1/n) sum_m z_m`` over the n present modalities. No parameters."""
-
-    kind = "average"
 
     def weigh(self, clip: FusionInput) -> Tensor:
         return uniform_weights(clip.present, clip.features.dtype)
 
 
-@register("average_probabilities")
+@register("average_probabilities", "average")
 class AverageProbabilities(AverageLogits):
     """``p = (1/n) sum_m softmax(z_m)`` over the n present modalities: two-stream averaging. No parameters.
 
@@ -31,7 +29,7 @@ class AverageProbabilities(AverageLogits):
     mixes = "probabilities"
 
 
-@register("fixed_logits")
+@register("fixed_logits", "fusion")
 class FixedLogits(ScoreFusion):
     """``z = sum_m w_m z_m``, ``w`` from `model.fusion.weights`, renormalised over what is present. No parameters.
 
@@ -39,7 +37,6 @@ class FixedLogits(ScoreFusion):
     `search.space` takes lists of weights. Where only modalities of weight 0 are present, they count alike.
     """
 
-    kind = "fusion"
     weights: Tensor
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
@@ -59,7 +56,7 @@ class FixedLogits(ScoreFusion):
         return torch.where(kept.sum(-1, keepdim=True) > 0, share(kept), uniform)
 
 
-@register("fixed_probabilities")
+@register("fixed_probabilities", "fusion")
 class FixedProbabilities(FixedLogits):
     """``p = sum_m w_m softmax(z_m)``, ``w`` from `model.fusion.weights` as for `fixed_logits`. No parameters."""
 

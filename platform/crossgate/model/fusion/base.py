@@ -61,7 +61,7 @@ class Fusion(nn.Module):
         classes: K where there are classes, else None.
     """
 
-    kind: ClassVar[Kind] = "gate"
+    kind: ClassVar[Kind]
     needs_logits: ClassVar[bool] = False
     needs_modalities: ClassVar[tuple[str, ...]] = ()
 
@@ -76,12 +76,13 @@ FUSIONS: dict[str, type[Fusion]] = {}
 F = TypeVar("F", bound=type[Fusion])
 
 
-def register(name: str) -> Callable[[F], F]:
-    """Makes a fusion known to recipes under this name."""
+def register(name: str, kind: Kind) -> Callable[[F], F]:
+    """Makes a fusion known to recipes under this name, and to those that compare as what it is."""
 
     def remember(fusion: F) -> F:
         if name in FUSIONS:
             raise KeyError(f"fusion '{name}' is registered twice")
+        fusion.kind = kind
         FUSIONS[name] = fusion
         return fusion
 

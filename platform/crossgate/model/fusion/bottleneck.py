@@ -44,15 +44,13 @@ class Layer(nn.Module):
         return seen[:, :, 0], seen[:, :, 1:]
 
 
-@register("bottleneck")
+@register("bottleneck", "fusion")
 class BottleneckFusion(Fusion):
     """``[x_m; b_m] <- Layer_m([x_m; b])``, ``b <- mean_m b_m`` over what is present, L times; f is the mean ``x_m``.
 
     MBT (Nagrani et al. 2021, arXiv 2107.00135), equations 8 and 9, with one token a modality: its pooled feature. The
     tokens b are learned. It needs two layers or more: in the first, a modality meets no other yet.
     """
-
-    kind = "fusion"
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)

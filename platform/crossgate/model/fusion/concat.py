@@ -9,11 +9,9 @@ from crossgate.config import FusionConfig
 from crossgate.model.fusion.base import Fusion, FusionInput, FusionOutput, register
 
 
-@register("concat")
+@register("concat", "fusion")
 class ConcatFusion(Fusion):
     """``f = W [x_1 .. x_M] + b`` where an absent ``x_m`` is a learned token ``t_m``. Has no weights to report."""
-
-    kind = "fusion"
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)

@@ -12,7 +12,7 @@ from crossgate.model.fusion.base import FusionInput, Scorer, masked_softmax, reg
 from crossgate.model.fusion.scores import ScoreFusion, surprise, unimodal
 
 
-@register("entropy_logits")
+@register("entropy_logits", "gate")
 class EntropyLogits(ScoreFusion):
     """``z = sum_m g_m z_m``, ``g = softmax(-H(p_m) / T)`` over what is present, H Shannon's entropy. No parameters.
 
@@ -29,14 +29,14 @@ class EntropyLogits(ScoreFusion):
         return masked_softmax(-entropy / self.temperature, clip.present)
 
 
-@register("entropy_probabilities")
+@register("entropy_probabilities", "gate")
 class EntropyProbabilities(EntropyLogits):
     """``p = sum_m g_m softmax(z_m)``, ``g`` as for `entropy_logits`. No parameters."""
 
     mixes = "probabilities"
 
 
-@register("confidence_logits")
+@register("confidence_logits", "gate")
 class ConfidenceLogits(ScoreFusion):
     """``z = sum_m g_m z_m``, ``g = softmax(s / T)``, ``s`` a perceptron on all ``log p_m`` and ``H(p_m) / log K``.
 
@@ -57,7 +57,7 @@ class ConfidenceLogits(ScoreFusion):
         return masked_softmax(self.scorer(facts) / self.temperature, clip.present)
 
 
-@register("confidence_probabilities")
+@register("confidence_probabilities", "gate")
 class ConfidenceProbabilities(ConfidenceLogits):
     """``p = sum_m g_m softmax(z_m)``, ``g`` as for `confidence_logits`."""
 

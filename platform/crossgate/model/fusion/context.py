@@ -9,7 +9,7 @@ from crossgate.config import FusionConfig
 from crossgate.model.fusion.base import Experts, Fusion, FusionInput, FusionOutput, mix, register, uniform_weights
 
 
-@register("context")
+@register("context", "gate")
 class ContextGating(Fusion):
     """``f = y * sigmoid(W y + b)``, ``y = (1/n) sum_m E_m(x_m)`` over the n present modalities.
 

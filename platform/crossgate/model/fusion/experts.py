@@ -9,7 +9,7 @@ from crossgate.model.fusion.base import FusionInput, FusionOutput, Scorer, maske
 from crossgate.model.fusion.scores import ScoreFusion, log_mixture, unimodal
 
 
-@register("softmax_logits")
+@register("softmax_logits", "gate")
 class SoftmaxLogits(ScoreFusion):
     """``z = sum_m g_m z_m``, ``g = softmax(s / T)``, ``s`` a perceptron on all features, ``-inf`` for absent m.
 
@@ -25,7 +25,7 @@ class SoftmaxLogits(ScoreFusion):
         return masked_softmax(self.scorer(clip.features) / self.temperature, clip.present)
 
 
-@register("softmax_probabilities")
+@register("softmax_probabilities", "gate")
 class SoftmaxProbabilities(SoftmaxLogits):
     """``p = sum_m g_m softmax(z_m)``, ``g`` as for `softmax_logits`: the mixture of experts proper.
 
@@ -36,7 +36,7 @@ class SoftmaxProbabilities(SoftmaxLogits):
     mixes = "probabilities"
 
 
-@register("classwise_logits")
+@register("classwise_logits", "gate")
 class ClasswiseLogits(ScoreFusion):
     """``z_c = sum_m g_mc z_mc``, for each class c a softmax over what is present, from a perceptron on all features.
 
@@ -59,7 +59,7 @@ class ClasswiseLogits(ScoreFusion):
         return FusionOutput(logits=mixed, weights=weights.mean(-1))
 
 
-@register("classwise_probabilities")
+@register("classwise_probabilities", "gate")
 class ClasswiseProbabilities(ClasswiseLogits):
     """``p_c`` in proportion to ``sum_m g_mc softmax(z_m)_c``, ``g`` as for `classwise_logits`.
 

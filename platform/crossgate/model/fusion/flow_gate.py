@@ -11,7 +11,7 @@ from crossgate.model.fusion.base import Experts, Fusion, FusionInput, FusionOutp
 RGB, FLOW = 0, 1  # places in the order of all modalities
 
 
-@register("flow_gate")
+@register("flow_gate", "gate")
 class FlowGate(Fusion):
     """``y_rgb = E_rgb(x_rgb) * sigmoid(G x_flow)``; f is its mean with ``E_m(x_m)`` of the further modalities.
 

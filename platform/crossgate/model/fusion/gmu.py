@@ -9,7 +9,7 @@ from crossgate.config import FusionConfig
 from crossgate.model.fusion.base import Fusion, FusionInput, FusionOutput, register, share
 
 
-@register("gmu")
+@register("gmu", "gate")
 class GMU(Fusion):
     """``z_m = sigmoid(W_m [x_1 .. x_M])``, ``h = sum_m z_m * tanh(V_m x_m)``, elementwise, ``z_m = 0`` for absent m.
 

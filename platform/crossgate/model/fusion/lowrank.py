@@ -9,15 +9,13 @@ from crossgate.config import FusionConfig
 from crossgate.model.fusion.base import Fusion, FusionInput, FusionOutput, register
 
 
-@register("lowrank")
+@register("lowrank", "fusion")
 class LowRankFusion(Fusion):
     """``f = b + sum_r w_r prod_m W_m^(r) [1; x_m]``, the product over what is present.
 
     Liu et al. 2018 (arXiv 1806.00064): the tensor fusion of all modalities, its weight tensor of
     rank R. An absent modality is the factor 1.
     """
-
-    kind = "fusion"
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)

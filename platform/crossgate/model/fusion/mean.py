@@ -14,11 +14,9 @@ from crossgate.model.fusion.base import (
 )
 
 
-@register("mean")
+@register("mean", "average")
 class MeanFusion(Fusion):
     """``f = (1/n) sum_m E_m(x_m)`` over the n present modalities, ``E_m`` linear."""
-
-    kind = "average"
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)

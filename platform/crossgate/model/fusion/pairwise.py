@@ -25,7 +25,7 @@ def mean_of_others(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     return total / others.clamp(min=1).unsqueeze(-1), (others > 0).unsqueeze(-1)
 
 
-@register("film")
+@register("film", "gate")
 class FiLM(Fusion):
     """``f = U (1/n) sum_m (gamma_m * x_m + beta_m)``, ``gamma_m, beta_m`` linear in the mean of others' ``A_j x_j``.
 
@@ -54,7 +54,7 @@ class FiLM(Fusion):
         )
 
 
-@register("kiela")
+@register("kiela", "gate")
 class KielaGate(Fusion):
     """``f = U (1/n) sum_m (B_m x_m) * mean_(j != m) sigmoid(A_j x_j)`` over what is present.
 

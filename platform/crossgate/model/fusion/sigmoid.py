@@ -17,7 +17,7 @@ from crossgate.model.fusion.base import (
 )
 
 
-@register("sigmoid")
+@register("sigmoid", "gate")
 class SigmoidGate(Fusion):
     """``g_m = sigmoid(s_m / T)``, ``s_m = v_m . gelu(U_m x_m + C [x_1 .. x_M] + b_m) + c_m``, 0 for absent m.
 

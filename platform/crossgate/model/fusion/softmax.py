@@ -15,7 +15,7 @@ from crossgate.model.fusion.base import (
 )
 
 
-@register("softmax")
+@register("softmax", "gate")
 class SoftmaxGate(Fusion):
     """``g = softmax(s / T)`` with ``s_m = -inf`` for absent m; ``f = sum_m g_m E_m(x_m)``, ``E_m`` linear.
 

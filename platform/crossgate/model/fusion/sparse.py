@@ -21,7 +21,7 @@ from crossgate.model.fusion.base import (
 LEVELS = 4096
 
 
-@register("sparse")
+@register("sparse", "gate")
 class SparseGate(Fusion):
     """``f = (1/k) sum E_m(x_m)`` over the k present modalities of the highest ``s_m + noise_m``, ``s`` a perceptron.
 

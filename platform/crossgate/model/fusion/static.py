@@ -21,11 +21,9 @@ class StaticWeights(nn.Module):
         return masked_softmax(self.scores.expand(present.shape), present)
 
 
-@register("static")
+@register("static", "fusion")
 class StaticFusion(Fusion):
     """``f = sum_m g_m E_m(x_m)``, ``g = softmax(a)`` over what is present, ``a`` learned, ``E_m`` linear."""
-
-    kind = "fusion"
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)
@@ -36,14 +34,12 @@ class StaticFusion(Fusion):
         return FusionOutput(embedding=mix(self.experts(clip.features), weights), weights=weights)
 
 
-@register("static_logits")
+@register("static_logits", "fusion")
 class StaticLogits(ScoreFusion):
     """``z = sum_m g_m z_m``, ``g = softmax(a)`` over what is present, ``a`` learned.
 
     The learnable late fusion of AdaMML (Panda et al. 2021, arXiv 2105.05165).
     """
-
-    kind = "fusion"
 
     def __init__(self, config: FusionConfig, modalities: int, dim: int, classes: int | None = None) -> None:
         super().__init__(config, modalities, dim, classes)
@@ -53,7 +49,7 @@ class StaticLogits(ScoreFusion):
         return self.static(clip.present)
 
 
-@register("static_probabilities")
+@register("static_probabilities", "fusion")
 class StaticProbabilities(StaticLogits):
     """``p = sum_m g_m softmax(z_m)``, ``g = softmax(a)`` over what is present, ``a`` learned."""
 
