@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "registry": {"model", "clips", "tracking"},
     "training": {"tasks", "stream", "tracking", "model"},
     "runs": {"clips", "stream", "model", "tasks", "training", "evaluation", "tracking", "registry"},
-    "cluster": {"runs", "model", "training", "stream", "tracking", "clips", "evaluation", "registry"},
+    "cluster": {"runs", "training", "stream", "tracking", "clips", "evaluation", "registry"},
 }
 
 

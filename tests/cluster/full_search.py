@@ -20,9 +20,9 @@ import yaml
 from ray_head import Submitter, checkout, ray_head
 from search_checks import check_nesting, check_values, ended
 
-from crossgate.cluster.leaderboard import AVERAGES
 from crossgate.cluster.trials import TrialRecord, known_trials
 from crossgate.evaluation import read_results
+from crossgate.runs.fusions import AVERAGES
 
 GATE = "model.fusion.name"
 GATES = [

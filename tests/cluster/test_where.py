@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -50,6 +52,36 @@ def test_a_process_keeps_to_what_was_reserved(monkeypatch: pytest.MonkeyPatch) -
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_paths_that_a_search_sets_are_looked_up_where_the_recipes_own_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a job's copy of the working folder what is read may be missing, and what is written goes home in any case."""
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    (copy / "here").mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("CROSSGATE_HOME", str(home))
+    space = {
+        "finetune.init": {"values": ["enc-a", "here"]},
+        "finetune.features": ["kept"],
+        "model.fusion.temperature": {"low": 0.1, "high": 1.0, "when": {"finetune.init": ["enc-a"]}},
+        "model.fusion.name": ["mean"],
+    }
+    explore = {"data.index": "small", "data.train": ["small"], "data.mix": [{"index": "s3://b/x"}, {"index": "other"}]}
+    given = {"kind": "search", "data": {"index": "whole"}, "search": {"space": space, "samples": 4, "explore": explore}}
+    found = with_absolute_paths(parse_recipe(given))
+    assert found.data.index == f"{home}/whole"
+    assert found.search.explore == {
+        "data.index": f"{home}/small",
+        "data.train": ["small"],
+        "data.mix": [{"index": "s3://b/x"}, {"index": f"{home}/other"}],
+    }
+    assert found.search.space["finetune.init"].values == [f"{home}/enc-a", f"{copy}/here"]
+    assert found.search.space["model.fusion.temperature"].when == {"finetune.init": [f"{home}/enc-a"]}
+    assert found.search.space["finetune.features"] == [f"{home}/kept"]
+    assert found.search.space["model.fusion.name"] == ["mean"]
+    assert with_absolute_paths(found) == found
 
 
 def test_the_tracking_server_of_the_environment_reaches_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -90,6 +92,16 @@ def test_equal_gates_that_differ_from_training_to_training_are_not_called_winner
         by_groups += lone.p < 0.05
     assert named <= 0.05 * replications, f"{named} of {replications}"
     assert by_groups > 0.2 * replications  # else this test could not fail
+
+
+def test_what_cannot_be_measured_is_said_to_be_so():
+    known, few = three(3.0, 1), {0: answers(3.0, 1, groups=4)}
+    found = judge({"good": few}, {0: answers(1.0, 4, groups=4)}, "good", "accuracy", None)
+    assert found.said == "no gate beat averaging: 4 validation groups are too few for a test"
+    none = {seed: replace(one, labels=np.zeros_like(one.labels)) for seed, one in known.items()}
+    found = judge({"good": none}, none, "good", "average_precision", 1)
+    assert found.said == "no gate beat averaging: average precision is undefined on these validation clips"
+    assert found.metrics() == {"search/over_averaging/beats": 0.0}
 
 
 def test_what_is_no_gate_beats_nothing_and_is_called_what_it_is():

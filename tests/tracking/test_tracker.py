@@ -23,9 +23,9 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from crossgate.config import Recipe, TrackingConfig
 from crossgate.errors import Passing, Unreachable, UserError
 from crossgate.recipe import flat_recipe, parse_recipe, redacted
-from crossgate.tracking import MlflowTracker, NullTracker, conclude, deliver, known_run, open_tracker, pinned
+from crossgate.tracking import MlflowTracker, NullTracker, Tracker, conclude, deliver, known_run, open_tracker, pinned
 from crossgate.tracking.delivery import Delivery
-from crossgate.tracking.server import tracking_uri
+from crossgate.tracking.server import Server, connect, tracking_uri
 from crossgate.tracking.spool import Spool
 
 
@@ -238,6 +238,14 @@ def test_nested_runs_share_the_parents_default_store(tmp_path: Path, monkeypatch
     assert pinned(TrackingConfig(), tmp_path).uri == "", "what the environment says stays there"
 
 
+def give_up(tracker: Tracker) -> None:
+    """Ends a tracker whose server is away, and with it the thread that might send after all when it is back."""
+    assert isinstance(tracker, MlflowTracker)
+    tracker.finish(timeout=0.1)
+    tracker._delivery._thread.join(60)
+    assert not tracker._delivery._thread.is_alive()
+
+
 @contextmanager
 def no_server() -> Iterator[None]:
     """Nobody answers, at whatever address."""
@@ -261,7 +269,7 @@ def test_a_restart_while_the_server_is_away_goes_on(
     with no_server():
         again = open_tracker(recipe, run_dir, 0)
         again.log_metrics({"loss": 1.0}, 1)
-        again.finish(timeout=0.5)
+        give_up(again)
     assert "the run goes on" in caplog.text
     assert "wait in" in caplog.text
     assert history(client, tracker.run_id, "loss") == [(0, 0.0)]
@@ -282,11 +290,11 @@ def test_a_nested_run_whose_server_is_away_at_its_first_start_is_made_later(
         child = open_tracker(recipe, run_dir, 0, parent=parent.run_id, interval=3600)
         child.log_metrics({"loss": 1.0}, 1)
         if ended:
-            child.finish(timeout=0.1)
+            give_up(child)
         again = open_tracker(recipe, run_dir, 0, parent=parent.run_id, interval=3600)
         again.log_metrics({"loss": 2.0}, 2)
         if ended:
-            again.finish(timeout=0.1)
+            give_up(again)
         with pytest.raises(Unreachable, match=r"tracking.uri .*: this database takes no data \(nobody there\)"):
             conclude(run_dir, recipe.tracking, "KILLED")
     assert caplog.text.count("the run goes on") == 2
@@ -374,13 +382,15 @@ import os, resource, time
 from crossgate.recipe import parse_recipe
 from crossgate.tracking import open_tracker
 tracker = open_tracker(parse_recipe({{'kind': 'pretrain'}}), {str(tmp_path / "run")!r}, interval=0.1)
-while tracker._spool.waiting():
+until = time.monotonic() + 60
+while tracker._spool.waiting() and time.monotonic() < until:
     time.sleep(0.05)
 size = os.path.getsize({str(tmp_path / "mlflow.db")!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 for step in range(2000):
     tracker.log_metrics({{'loss': 1.0}}, step)
-time.sleep(2)
+while not tracker._delivery._down and time.monotonic() < until:
+    time.sleep(0.05)
 tracker.finish(timeout=1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -395,11 +405,59 @@ def test_what_was_given_up_is_not_said_to_have_arrived(
 ) -> None:
     spool = Spool(tmp_path)
     spool.append({"lane": "values", "metrics": {"loss": 1.0}, "step": 1})
-    delivery = Delivery(spool, lambda: None)  # type: ignore[arg-type, return-value]
+    asked: list[int] = []
+    delivery = Delivery(spool, lambda: asked.append(1))  # type: ignore[arg-type, return-value]
     delivery._say_down(OSError("down"))
-    monkeypatch.setattr(delivery._wake, "wait", lambda seconds: delivery._abandoned.set())  # between two tries
-    delivery._run()
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery._wake, "wait", lambda seconds: delivery._abandoned.set())  # between two tries
+        delivery._run()
+    assert not asked, "by then others may be sending"
+    delivery = Delivery(spool, lambda: delivery._abandoned.set(), interval=0.01)  # type: ignore[arg-type, return-value]
+    delivery._down = True
+    delivery._run()  # while it connects
     assert "does not take data" in caplog.text and "is back" not in caplog.text
+
+
+def test_a_server_that_answers_after_a_run_was_given_up_gets_that_run_once(
+    store: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, run_dir = recipe_for(store), store / "late"
+    with open_tracker(recipe, store / "search", 0) as parent:
+        pass
+    with no_server():
+        child = open_tracker(recipe, run_dir, 0, parent=parent.run_id, interval=0.01)
+    assert isinstance(child, MlflowTracker)
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(*given: object) -> Server:
+        asked.set()
+        answer.wait()
+        return connect(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("crossgate.tracking.tracker.connect", slow)
+    child.log_metrics({"loss": 1.0}, 1)
+    assert asked.wait(60)
+    child.finish(timeout=0.1)
+    answer.set()
+    child._delivery._thread.join(60)
+    assert known_run(run_dir) == "" and "answered too late" not in caplog.text
+    conclude(run_dir, recipe.tracking, "FINISHED")
+    key = f"tags.`crossgate.run_key` = '{json.loads((run_dir / 'tracking' / 'run.json').read_text())['key']}'"
+    experiment = client.get_run(parent.run_id).info.experiment_id
+    assert [run.info.run_id for run in client.search_runs([experiment], key)] == [known_run(run_dir)]
+
+
+def test_a_tracker_says_while_its_server_is_away(store: Path) -> None:
+    with no_server():
+        tracker = open_tracker(recipe_for(store), store / "gone", 0, parent="of-some-search", interval=0.01)
+        until = time.monotonic() + 60
+        while not tracker.away and time.monotonic() < until:
+            time.sleep(0.01)
+        assert tracker.away
+    while tracker.away and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not tracker.away
+    tracker.finish()
 
 
 def test_mlflow_is_quiet_even_when_it_makes_its_database(tmp_path: Path) -> None:
@@ -429,7 +487,7 @@ def test_clips_are_inputs_of_their_run_and_noted_once(store: Path, client: Mlflo
 
 def test_the_run_of_a_killed_process_is_ended_by_others_once(store: Path, client: MlflowClient) -> None:
     recipe = recipe_for(store)
-    killed = open_tracker(recipe, store / "stopped", 0)
+    killed = open_tracker(recipe, store / "stopped", 0, interval=3600)  # a thread that is still there sends nothing
     killed.log_metrics({"loss": 1.0}, 1)
     assert client.get_run(killed.run_id).info.status == "RUNNING"
     conclude(store / "stopped", recipe.tracking, "KILLED")

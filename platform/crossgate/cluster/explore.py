@@ -199,7 +199,26 @@ class Proposed:
         return name == record.name
 
 
-def listed(trials: list[Planned]) -> Callable[[], Planned | None]:
-    """Returns a function that hands out the trials one by one."""
-    left = iter(trials)
-    return lambda: next(left, None)
+class Finals:
+    """Trials of a list to their end, without those that have finished.
+
+    Args:
+        trials: the list.
+        explored: returns the trials that the search had before.
+    """
+
+    def __init__(self, trials: Sequence[Planned], explored: Callable[[], list[TrialRecord]]) -> None:
+        self._trials, self._explored = trials, explored
+        waiting = [one for one in trials if read_record(one[0]).status != "finished"]
+        self.left, self._waiting = len(waiting), iter(waiting)
+
+    def draw(self) -> Planned | None:
+        return next(self._waiting, None)
+
+    def tell(self, record: TrialRecord) -> None:
+        """A list does not learn."""
+
+    def records(self) -> list[TrialRecord]:
+        """Returns each once: a finalist may be one that was explored."""
+        every = [*self._explored(), *(read_record(record) for record, _ in self._trials)]
+        return list({record.name: record for record in every}.values())

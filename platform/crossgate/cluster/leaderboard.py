@@ -15,13 +15,12 @@ from crossgate.evaluation import Section, positive_class, style, write_report, w
 from crossgate.evaluation.search_figures import importance_figure, importances, parallel_coordinates, schedules
 from crossgate.evaluation.selection import Answers, Verdict, judge, unproven
 from crossgate.evaluation.tables import Table
-from crossgate.model.fusion import FUSIONS
 from crossgate.recipe import dump_recipe
 from crossgate.runs.context import run_directory
+from crossgate.runs.fusions import AVERAGES, average_for, is_gate
 from crossgate.tracking import Tracker
 
 GATE = "model.fusion.name"
-AVERAGES = tuple(name for name, fusion in FUSIONS.items() if fusion.kind == "average")
 BOARD, TABLE = "leaderboard.json", "leaderboard_table.json"
 
 
@@ -33,11 +32,6 @@ def fusion_of(recipe: Recipe, record: TrialRecord) -> str:
 def averages(recipe: Recipe, record: TrialRecord) -> bool:
     """Whether a trial weighs its modalities alike."""
     return fusion_of(recipe, record) in AVERAGES
-
-
-def average_for(fusion: str) -> str:
-    """Returns the average of what a fusion mixes, features or class scores: else its gain may be late fusion's."""
-    return "average_probabilities" if FUSIONS[fusion].needs_logits else "mean"
 
 
 def verdict_on(
@@ -76,7 +70,7 @@ def verdict_on(
         recipe.search.metric.removeprefix("val/"),
         positive_class(classes, recipe.finetune.positive),
         average=f"uniform averaging ({fusion_of(recipe, tried[0])})",
-        no_gate=f"the fusion {fusion}" if FUSIONS[fusion].kind == "fusion" else "",
+        no_gate=f"the fusion {fusion}" if not is_gate(fusion) else "",
         resamples=recipe.evaluation.bootstrap,
         seed=recipe.run.seed,
         caveats=_caveats(recipe, result),
@@ -131,7 +125,7 @@ def publish(recipe: Recipe, result: SearchResult, verdict: Verdict | None, track
             recipe=dump_recipe(recipe),
             provenance={"run": run_dir.name, "mlflow_run": tracker.run_id or "not tracked", "index": recipe.data.index},
         )
-        best = result.trials[0].value if result.trials else None
+        best = result.winner.value if result.winner else None
         numbers = {"search/trials": float(len(result.trials)), "search/best": math.nan if best is None else best}
         numbers |= verdict.metrics() if verdict else {}
         write_results(run_dir / "results.json", numbers)
@@ -144,18 +138,21 @@ def publish(recipe: Recipe, result: SearchResult, verdict: Verdict | None, track
 
 
 def _figures(result: SearchResult) -> dict[str, tuple]:
-    finished = [one for one in result.trials if one.status == "finished" and one.value is not None]
-    shown = [one for one in result.trials if one.status in ("finished", "pruned")]
-    if len(finished) < 2:
+    """Draws trials of one fidelity: where some were explored cheaply these, and not the finalists in full besides."""
+    ended = "explored" if any(one.status == "explored" for one in result.trials) else "finished"
+    compared = [one for one in result.trials if one.status == ended and one.value is not None]
+    shown = [one for one in result.trials if one.status in (ended, "pruned")]
+    if len(compared) < 2:
         return {}
     points = [_legible(one) for one in shown]
-    values = [one.value if one.status == "finished" else None for one in shown]
-    lines = "A line a trial; pale ones were pruned."
+    values = [one.value if one.status == ended else None for one in shown]
+    cheap = " Values are those of the exploration; finalists in full are not drawn." if ended == "explored" else ""
+    lines = f"A line a trial; pale ones were pruned.{cheap}"
     found = {"parallel_coordinates": (parallel_coordinates(points, values, result.metric), lines)}
-    shares = importances([_legible(one) for one in finished], [one.value or 0.0 for one in finished])
+    shares = importances([_legible(one) for one in compared], [one.value or 0.0 for one in compared])
     if shares:
-        bars = "Of what a random forest explains of the differences between finished trials; few trials give a hint."
-        found["importances"] = (importance_figure(shares, result.metric), bars)
+        bars = f"Of what a random forest explains of the differences between {ended} trials; few trials give a hint."
+        found["importances"] = (importance_figure(shares, result.metric), f"{bars}{cheap}")
     return found
 
 

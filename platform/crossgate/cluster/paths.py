@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from crossgate import environment
-from crossgate.config import Recipe
+from crossgate.config import Choice, Range, Recipe
 from crossgate.errors import UserError
 
 _SQLITE = "sqlite:///"
+_READ = ("data.index", "release.index", "finetune.init", "evaluation.model", "engine.deepspeed")
+_MIXED = "data.mix.index"
+_WRITTEN = ("finetune.features",)
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -16,7 +21,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
     Relative paths start at the working folder. A job of `ray job submit` runs in a copy of the submitter's folder
     that is thrown away, so what it writes goes below ``CROSSGATE_HOME`` (default: ``~/crossgate``), and what it reads
-    is looked for there too when the copy does not have it.
+    is looked for there too when the copy does not have it. Paths that a search sets for its trials are meant as well.
 
     Raises:
         UserError: for runs on object storage.
@@ -29,18 +34,35 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         )
     fixed = recipe.model_copy(deep=True)
     fixed.run.output = written(recipe.run.output)
-    fixed.finetune.features = written(recipe.finetune.features)
     fixed.tracking.uri = tracking_address(recipe.tracking.uri)
-    for section, key in (
-        (fixed.data, "index"),
-        *((corpus, "index") for corpus in fixed.data.mix),
-        (fixed.release, "index"),
-        (fixed.finetune, "init"),
-        (fixed.evaluation, "model"),
-        (fixed.engine, "deepspeed"),
-    ):
-        setattr(section, key, read(getattr(section, key)))
+    for key in (*_READ, *_WRITTEN):
+        section, name = key.split(".")
+        setattr(getattr(fixed, section), name, _of_key(key, getattr(getattr(fixed, section), name)))
+    for corpus in fixed.data.mix:
+        corpus.index = read(corpus.index)
+    fixed.search.explore = _of_key("", fixed.search.explore)
+    fixed.search.space = {key: _dimension(key, one) for key, one in fixed.search.space.items()}
     return fixed
+
+
+def _of_key(key: str, value: Any) -> Any:
+    """Returns a key's value with the paths in it made absolute; a list is one of values, or of tables (`data.mix`)."""
+    if isinstance(value, Mapping):
+        return {name: _of_key(f"{key}.{name}".lstrip("."), one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_of_key(key, one) for one in value]
+    if not isinstance(value, str):
+        return value
+    return read(value) if key in _READ or key == _MIXED else written(value) if key in _WRITTEN else value
+
+
+def _dimension(key: str, dimension: list | Choice | Range) -> list | Choice | Range:
+    if isinstance(dimension, list):
+        return _of_key(key, dimension)
+    changed: dict[str, Any] = {"when": _of_key("", dimension.when)}
+    if isinstance(dimension, Choice):
+        changed["values"] = _of_key(key, dimension.values)
+    return dimension.model_copy(update=changed)
 
 
 def tracking_address(given: str) -> str:

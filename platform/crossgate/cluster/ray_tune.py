@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from crossgate.cluster.exchange import settings_of
-from crossgate.cluster.explore import ENDED, Exploration, Planned, exploration, listed
+from crossgate.cluster.explore import ENDED, Exploration, Finals, Planned, exploration
 from crossgate.cluster.leaderboard import (
-    AVERAGES,
     BOARD,
     GATE,
-    average_for,
     averages,
     fusion_of,
     log_board,
@@ -48,11 +46,13 @@ from crossgate.cluster.trials import (
 )
 from crossgate.config import Recipe
 from crossgate.errors import Passing, UserError, writing
-from crossgate.recipe import parse_recipe
+from crossgate.recipe import parse_recipe, with_overrides
 from crossgate.runs.context import note_clips, open_index, run_directory
 from crossgate.runs.finetune import LOG
+from crossgate.runs.fusions import AVERAGES, average_for
 from crossgate.runs.ownership import only_start
-from crossgate.tracking import Status, Tracker, conclude, open_tracker, pinned
+from crossgate.runs.trial_checks import check_trials
+from crossgate.tracking import Status, Tracker, conclude, first_line, open_tracker, pinned
 from crossgate.training.checkpoint import refuse_other_run, store_recipe
 from crossgate.training.metrics import read_metrics
 from crossgate.training.requests import Preempted
@@ -79,11 +79,14 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
 
     Raises:
         UserError: for a space with a key or value that a recipe cannot have, while another start of the search goes on,
-            or when Ray cannot be had.
+            when Ray cannot be had, or, after everything is written, where no trial finished.
     """
     recipe = with_absolute_paths(recipe)
     run_dir = run_directory(recipe)
     source = exploration(recipe)
+    index = open_index(recipe) if recipe.data.index else None
+    if index is not None:
+        check_trials(recipe, index)
     with writing("the run's folder", run_dir):
         refuse_other_run(run_dir, recipe)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -91,25 +94,24 @@ def search(recipe: Recipe, trial: str = "crossgate.runs.finetune:run_trial") -> 
         store_recipe(run_dir, recipe)
         shutil.rmtree(run_dir / _SCRATCH, ignore_errors=True)  # of a start that was killed: a password may be in it
         classes: Sequence[str] = ()
-        if recipe.data.index:
-            index = open_index(recipe)
+        if index is not None:
             classes = index.vocabularies.get(recipe.finetune.task, ())
             note_clips(tracker, index, recipe, "train")
             note_clips(tracker, index, recipe, "val")
         with ExitStack() as stack:
             stage = _Stage(recipe, trial, tracker, stack)
             stage.explore(source)
-            finals = _finals(recipe, source.records())
-            stage.repeat(finals, lambda: _explored(recipe, source.records()))
-        records = _distinct([*_explored(recipe, source.records()), *(read_record(record) for record, _ in finals)])
+            finals = Finals(_finals(recipe, source.records()), lambda: _explored(recipe, source.records()))
+            stage.repeat(finals)
+        records = finals.records()
         result = leaderboard(recipe, records)
         verdict = verdict_on(recipe, result, records, classes) if GATE in recipe.search.space else None
         result.verdict = verdict.said if verdict else ""
         publish(recipe, result, verdict, tracker)
         _end_tracked_runs(recipe, records)
-        if all(record.value is None for record in result.trials):
-            reason = result.trials[0].reason if result.trials else "there were none"
-            raise UserError(f"every trial failed ({reason})", where=run_dir / BOARD, cure="mend it and start again")
+        if result.winner is None:
+            why = next((f" ({one.reason})" for one in result.trials if one.reason), "")
+            raise UserError(f"no trial finished{why}", where=run_dir / BOARD, cure="mend it and start again")
     return result
 
 
@@ -161,10 +163,6 @@ def _explored(recipe: Recipe, records: Sequence[TrialRecord]) -> list[TrialRecor
     return [replace(one, status="explored") if one.status == "finished" else one for one in records]
 
 
-def _distinct(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return list({record.name: record for record in records}.values())
-
-
 _ENDS: dict[str, Status] = {"finished": "FINISHED", "explored": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -176,8 +174,8 @@ def _end_tracked_runs(recipe: Recipe, records: Sequence[TrialRecord]) -> None:
         try:
             conclude(record.directory, pinned(recipe.tracking, recipe.run.output), _ENDS[record.status])
         except Exception as error:  # the search has its result: no server may take that away, nor keep it waiting
-            said = str(error).splitlines()[0]
-            log.warning("MLflow may lack the end of %d trials (%s): start again later", len(ended) - place, said)
+            left = len(ended) - place
+            log.warning("MLflow may lack the end of %d trials (%s): start again later", left, first_line(error))
             return
 
 
@@ -208,76 +206,39 @@ class _Stage:
 
     def explore(self, source: Exploration) -> None:
         """Runs the trials that a search draws, with the scheduler that its recipe names."""
-        scheduler = self._recipe.search.scheduler
-        unit = "stretches of trials" if scheduler == "pbt" else "trials"
-        self._run(source.left, source.draw, source.tell, source.records, scheduler == "asha", unit)
+        config = self._recipe.search
+        explored = with_overrides(self._recipe, config.explore)  # whose first validation may come earlier
+        grace = config.grace or explored.training.eval_every or 1
+        unit = "stretches of trials" if config.scheduler == "pbt" else "trials"
+        self._run(source, grace if config.scheduler == "asha" else 0, unit)
 
-    def repeat(self, trials: Sequence[Planned], explored: Callable[[], list[TrialRecord]]) -> None:
-        """Runs trials of a list to their end, those of them that have not finished."""
-        waiting = [one for one in trials if read_record(one[0]).status != "finished"]
+    def repeat(self, finals: Finals) -> None:
+        """Runs the trials of a list to their end."""
+        self._run(finals, unit="final trials")
 
-        def records() -> list[TrialRecord]:
-            return _distinct([*explored(), *(read_record(record) for record, _ in trials)])
+    def _run(self, source: Exploration, grace: int = 0, unit: str = "trials") -> None:
+        """Runs trials until there is none left.
 
-        self._run(len(waiting), listed(waiting), lambda record: None, records, halving=False)
-
-    def _run(
-        self,
-        count: int,
-        draw: Callable[[], Planned | None],
-        tell: Callable[[TrialRecord], None],
-        records: Callable[[], list[TrialRecord]],
-        halving: bool,
-        unit: str = "trials",
-    ) -> None:
-        if not count:
+        Args:
+            source: of the trials.
+            grace: steps before halving may stop one (0: none is stopped).
+            unit: what is counted, for people.
+        """
+        if not source.left:
             return
-        recipe, config = self._recipe, self._recipe.search
-        side_by_side = min(config.concurrent, count)
-        if self._session is None:
-            session = ray_session(recipe.cluster, side_by_side * sum(cpus for cpus, _ in self._need.shares), self._need)
-            self._session = self._stack.enter_context(session)
+        side_by_side = min(self._recipe.search.concurrent, source.left)
+        self._start_ray(side_by_side)
         from ray import tune
 
-        from crossgate.cluster.tuning import Board, Halving, Jobs
-
-        def job() -> dict[str, Any] | None:
-            planned = draw()
-            return self._job(*planned, halving) if planned is not None else None
-
-        grace = config.grace or recipe.training.eval_every or 1
-        scheduler = Halving(grace, config.reduction, kill=not self._nested) if halving else None
-        if scheduler is not None:
-            for record in records():
-                if record.status in ENDED:
-                    scheduler.remember(record)
+        config = self._recipe.search
         own = {"cpu": _DRIVER_CPUS} if self._nested else {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-        storage, name = run_directory(recipe) / _SCRATCH, f"{recipe.run.name}-{time.time_ns():x}"
+        storage = run_directory(self._recipe) / _SCRATCH
+        name = f"{self._recipe.run.name}-{time.time_ns():x}"
         tuner = tune.Tuner(
             tune.with_resources(_nested_trial if self._nested else _single_trial, own),
-            tune_config=tune.TuneConfig(
-                search_alg=Jobs(job, tell),
-                num_samples=count,
-                scheduler=scheduler,
-                # Without this bound the drivers of nested runs would take the room that their workers wait for.
-                max_concurrent_trials=side_by_side,
-                reuse_actors=not self._nested,  # to import everything anew takes longer than many a trial
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-            ),
+            tune_config=self._tuning(source, grace, side_by_side),
             run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(storage),
-                verbose=0,
-                callbacks=[
-                    Board(
-                        lambda: leaderboard(recipe, records()),
-                        lambda result: log_board(result, self._tracker),
-                        count,
-                        unit,
-                        str(run_directory(recipe) / "TRIAL" / LOG),
-                    )
-                ],
+                name=name, storage_path=str(storage), verbose=0, callbacks=[self._board(source, unit)]
             ),
         )
         try:
@@ -287,6 +248,49 @@ class _Stage:
         for result in (results[place] for place in range(len(results))):
             if result.error is not None and result.config:
                 _note_death(TrialRecord(**result.config["job"]["record"]), result.error)
+
+    def _start_ray(self, side_by_side: int) -> None:
+        if self._session is None:
+            cpus = side_by_side * sum(cpus for cpus, _ in self._need.shares)
+            self._session = self._stack.enter_context(ray_session(self._recipe.cluster, cpus, self._need))
+
+    def _tuning(self, source: Exploration, grace: int, side_by_side: int) -> Any:
+        """Returns what Tune is told of the trials and of their order."""
+        from ray import tune
+
+        from crossgate.cluster.tuning import Halving, Jobs
+
+        def job() -> dict[str, Any] | None:
+            planned = source.draw()
+            return self._job(*planned, halving=bool(grace)) if planned is not None else None
+
+        halving = Halving(grace, self._recipe.search.reduction, kill=not self._nested) if grace else None
+        if halving is not None:
+            for record in source.records():
+                if record.status in ENDED:
+                    halving.remember(record)
+        return tune.TuneConfig(
+            search_alg=Jobs(job, source.tell),
+            num_samples=source.left,
+            scheduler=halving,
+            # Without this bound the drivers of nested runs would take the room that their workers wait for.
+            max_concurrent_trials=side_by_side,
+            reuse_actors=not self._nested,  # to import everything anew takes longer than many a trial
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        )
+
+    def _board(self, source: Exploration, unit: str) -> Any:
+        """Returns what shows and keeps the leaderboard meanwhile."""
+        from crossgate.cluster.tuning import Board
+
+        logs = str(run_directory(self._recipe) / "TRIAL" / LOG)
+        return Board(lambda: leaderboard(self._recipe, source.records()), self._keep, source.left, unit, logs)
+
+    def _keep(self, result: SearchResult) -> None:
+        """Sends the leaderboard to MLflow; while the server is away, stale ones would only pile up."""
+        if not self._tracker.away:
+            log_board(result, self._tracker)
 
     def _job(self, record: TrialRecord, settings: Recipe, halving: bool) -> dict[str, Any]:
         tree = settings.model_dump(mode="json")

@@ -14,6 +14,7 @@ from crossgate import environment
 from crossgate.cluster.room import Need, Share, wait_for_room
 from crossgate.config import ClusterConfig
 from crossgate.errors import UserError
+from crossgate.tracking import first_line
 
 LOCAL = "local"
 _PRIVATE = "crossgate_private"
@@ -64,7 +65,7 @@ def _connect(ray: Any, config: ClusterConfig, cpus: float) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             if named:
                 raise UserError(
-                    f"no Ray cluster answers ({_first_line(error)})",
+                    f"no Ray cluster answers ({first_line(error)})",
                     where=named,
                     cure="start it, or set cluster.address=local for one of this machine's own",
                 ) from None
@@ -121,7 +122,3 @@ def _check_room(ray: Any, config: ClusterConfig, need: Need | None) -> None:
 
     patience_s = 0.0 if _PRIVATE in ray.cluster_resources() else config.wait_s
     wait_for_room(need, nodes, patience_s, ask)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -86,11 +86,16 @@ class SearchResult:
 
     metric: str
     trials: list[TrialRecord] = field(default_factory=list)
-    """Best first: those of several seeds, other finished ones, pruned ones, failed ones."""
+    """Best first: those of several seeds, other finished ones, explored ones, paused ones, pruned ones, failed ones."""
     verdict: str = ""
     """Whether a gate beat uniform averaging, in a sentence."""
     seeds: list[int] = field(default_factory=list)
     """That the finalists' means are over."""
+
+    @property
+    def winner(self) -> TrialRecord | None:
+        """The best of those that were trained in full; None where none was."""
+        return self.trials[0] if self.trials and self.trials[0].status == "finished" else None
 
     def best(self) -> dict[str, Any]:
         """Returns the overrides of the best trial.
@@ -98,10 +103,10 @@ class SearchResult:
         Raises:
             UserError: when no trial finished.
         """
-        if not self.trials or self.trials[0].status != "finished":
+        if self.winner is None:
             reasons = {trial.reason for trial in self.trials if trial.reason} or {"there were none"}
             raise UserError("no trial finished", where="search", cure="; ".join(sorted(reasons)))
-        return dict(self.trials[0].overrides)
+        return dict(self.winner.overrides)
 
     def directories(self, key: str) -> dict[str, Path]:
         """Returns value of the key -> run directory of the best finished trial with that value."""

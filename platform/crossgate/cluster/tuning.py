@@ -234,8 +234,9 @@ def _under_way(trials: list[Any]) -> str:
     running = [trial for trial in trials if trial.status == "RUNNING"]
     shown = []
     for trial in running[:_SHOWN]:
-        seen, settings = trial.last_result or {}, record_of(trial).settings
+        seen, record = trial.last_result or {}, record_of(trial)
         at = f" (step {seen[STEP]}: {seen[VALUE]:.4f})" if VALUE in seen else ""
-        shown.append(f"{settings or 'the recipe as it is'}{at}")
+        again = f", {record.name.removeprefix(f'{record.repeats}-')}" if record.repeats else ""
+        shown.append(f"{record.settings or 'the recipe as it is'}{again}{at}")
     more = f" and {len(running) - _SHOWN} more" if len(running) > _SHOWN else ""
     return f"; under way: {'; '.join(shown)}{more}" if shown else ""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crossgate.evaluation import classification
 from crossgate.evaluation.comparison import TITLES, statistic
-from crossgate.evaluation.intervals import Bootstrap, Statistic, over_runs
+from crossgate.evaluation.intervals import MINIMUM_GROUPS, Bootstrap, Interval, Statistic, over_runs
 from crossgate.evaluation.predictions import Predictions
 from crossgate.evaluation.videos import by_video
 
@@ -102,7 +102,7 @@ class Verdict:
         beats: whether there is evidence that it is better.
         difference: winner minus average, mean over seeds; NaN where it could not be measured.
         low, high: its 95 % interval over groups and seeds.
-        p: one-sided, for the best of all that ended, over groups and seeds.
+        p: one-sided, for the best of all that finished, over groups and seeds.
         said: the sentence.
     """
 
@@ -170,29 +170,35 @@ def judge(
     bootstrap = Bootstrap(first.group, resamples, seed)
     leads = _leads(alike, reference, bootstrap, first, metric, positive, seed)
     lead = leads[winner]
-    usable = lead.drawn[np.isfinite(lead.drawn)]
-    if len(usable) < 2:
-        return unproven(f"{bootstrap.groups} validation groups are too few for a test")
-    low, high = np.percentile(usable, [2.5, 97.5])
-    p = _p_value(leads, lead.value)
-    count, runs = len(lead.each), over_runs(lead.each)
-    beats = count >= ENOUGH_SEEDS and runs.low > 0 and p < LEVEL and not no_gate
+    if not lead.known:
+        few = bootstrap.groups < MINIMUM_GROUPS
+        reason = f"{bootstrap.groups} validation groups are too few for a test"
+        return unproven(reason if few else f"{TITLES[metric]} is undefined on these validation clips")
+    p, runs = _p_value(leads, lead.value), over_runs(lead.each)
+    beats = len(lead.each) >= ENOUGH_SEEDS and runs.low > 0 and p < LEVEL and not no_gate
     others = sum(bool(candidates[name]) and not own for name, own in alike.items())
-    luck = (
-        f"other seeds would give {_points(runs.low)} to {_points(runs.high)}"
-        if count >= ENOUGH_SEEDS
-        else f"luck between trainings is not excluded, which takes {ENOUGH_SEEDS} seeds that count"
-    )
-    evidence = (
-        f"{_points(lead.value)} points of {TITLES[metric]} ({_points(low)} to {_points(high)}) over {average}, "
-        f"{count} seed{'s' if count > 1 else ''}, {bootstrap.groups} validation groups, p = {p:.3f} as the best of "
-        f"{len(leads)} that finished"
-    )
     apart = [f"{others} measured on other validation clips not counted"] if others else []
-    evidence = "; ".join([evidence, luck, *apart, *caveats])
+    measured = _in_words(lead, p, bootstrap.groups, len(leads), metric, average)
+    evidence = "; ".join([measured, _luck(runs), *apart, *caveats])
     found = f"the best is {no_gate}, which is no gate: {winner}" if no_gate else winner
     said = f"{winner} beats averaging: {evidence}" if beats else f"{_NONE}: {found} has {evidence}"
-    return Verdict(beats, lead.value, float(low), float(high), p, said)
+    return Verdict(beats, lead.value, lead.low, lead.high, p, said)
+
+
+def _in_words(lead: _Lead, p: float, groups: int, finished: int, metric: str, average: str) -> str:
+    count = len(lead.each)
+    return (
+        f"{_points(lead.value)} points of {TITLES[metric]} ({_points(lead.low)} to {_points(lead.high)}) over "
+        f"{average}, {count} seed{'s' if count > 1 else ''}, {groups} validation groups, p = {p:.3f} as the best of "
+        f"{finished} that finished"
+    )
+
+
+def _luck(runs: Interval) -> str:
+    """Returns what other seeds would give, in words, as far as these seeds tell."""
+    if runs.groups < ENOUGH_SEEDS:
+        return f"luck between trainings is not excluded, which takes {ENOUGH_SEEDS} seeds that count"
+    return f"other seeds would give {_points(runs.low)} to {_points(runs.high)}"
 
 
 def unproven(why: str) -> Verdict:
@@ -218,6 +224,23 @@ class _Lead:
     @property
     def value(self) -> float:
         return float(self.each.mean())
+
+    @property
+    def known(self) -> bool:
+        """Whether the metric is defined on enough resamples for an interval; never where the clips have it not."""
+        return len(self._usable) > 1
+
+    @property
+    def low(self) -> float:
+        return float(np.percentile(self._usable, 2.5))
+
+    @property
+    def high(self) -> float:
+        return float(np.percentile(self._usable, 97.5))
+
+    @property
+    def _usable(self) -> Array:
+        return self.drawn[np.isfinite(self.drawn)]
 
 
 def _leads(

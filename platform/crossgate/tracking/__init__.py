@@ -1,5 +1,6 @@
 """MLflow runs: what happened, kept even when the server is away. See docs/tracking.md."""
 
+from crossgate.tracking.delivery import first_line
 from crossgate.tracking.server import Server, connect, pinned, tracking_uri
 from crossgate.tracking.tracker import (
     MlflowTracker,
@@ -21,6 +22,7 @@ __all__ = [
     "conclude",
     "connect",
     "deliver",
+    "first_line",
     "known_run",
     "open_tracker",
     "pinned",

@@ -43,6 +43,11 @@ class Delivery:
         self._thread = threading.Thread(target=self._run, name="crossgate-tracking", daemon=True)
         self._down = False
 
+    @property
+    def down(self) -> bool:
+        """Whether the server did not take what it was sent last."""
+        return self._down
+
     def start(self) -> None:
         """Begins to deliver."""
         self._thread.start()
@@ -62,10 +67,14 @@ class Delivery:
             pause = self._interval if failures == 0 else min(_LONGEST_PAUSE, self._interval * 2**failures)
             self._wake.wait(min(pause, 1.0) if self._closing.is_set() else pause)
             self._wake.clear()
+            if self._abandoned.is_set():
+                return
             try:
                 self.deliver()
                 failures = 0
             except Exception as error:  # nothing that happens to the server may reach the training thread
+                if self._abandoned.is_set():
+                    return
                 failures = min(failures + 1, 8)
                 self._say_down(error)
                 if self._closing.is_set():

@@ -14,6 +14,7 @@ from crossgate import environment
 from crossgate.config import TrackingConfig
 from crossgate.errors import Unreachable, UserError
 from crossgate.recipe import HIDDEN, redacted
+from crossgate.tracking.delivery import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -168,7 +169,7 @@ def _probe_file(uri: str) -> None:
 
 
 def _unreachable(uri: str, error: Exception) -> Unreachable:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     password = urlsplit(uri).password
     if password:
         reason = reason.replace(password, "***")

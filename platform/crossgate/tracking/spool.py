@@ -45,6 +45,11 @@ class Spool:
             os.close(self._fd)
             self._fd = -1
 
+    @property
+    def closed(self) -> bool:
+        """Whether its run has ended here."""
+        return self._fd < 0
+
     def append(self, record: Record) -> None:
         """Adds a record; it survives this process from here on.
 

@@ -42,6 +42,11 @@ class Tracker(ABC):
         """MLflow's id of the run (empty: not tracked, or nested and made once its server is back)."""
         return ""
 
+    @property
+    def away(self) -> bool:
+        """Whether the server does not take data just now, so that what is logged piles up on disk."""
+        return False
+
     @abstractmethod
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Notes values at a step; a step that a metric has reached before (a resumed run repeats some) is ignored."""
@@ -141,6 +146,10 @@ class MlflowTracker(Tracker):
     @property
     def run_id(self) -> str:
         return self._spool.run_id
+
+    @property
+    def away(self) -> bool:
+        return self._delivery.down
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         named = {_FORBIDDEN.sub("_", key): float(value) for key, value in metrics.items()}
@@ -263,6 +272,8 @@ def open_tracker(
 
     def binding_client() -> MlflowClient:
         server = connect(recipe.tracking, run_dir.absolute().parent)
+        if spool.closed:  # whoever ends the run after this process has given up makes it: two would be one too many
+            raise Unreachable("it answered too late", where=f"tracking.uri {server.label}")
         _bind(spool, server, run_dir.name, facts)
         return server.client
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+log = logging.getLogger("crossgate.training")
+
 
 class ProgressLine:
     """Shows where a run stands. Silent on every rank but the first.
@@ -18,12 +21,14 @@ class ProgressLine:
     Args:
         name, total: of the run, and its number of steps.
         enabled: whether this rank is the first.
-        log: file that takes the lines instead of the terminal, which has other things to show.
+        log: file that takes the lines instead of the terminal, which has other things to show. Where it takes none, one
+            warning says so and the run goes on.
     """
 
     def __init__(self, name: str, total: int, *, enabled: bool = True, log: Path | None = None) -> None:
         self._name, self._total, self._enabled, self._log = name, total, enabled, log
         self._live: Progress | None = None
+        self._complained = False
 
     def __enter__(self) -> ProgressLine:
         if self._enabled and not self._log and sys.stderr.isatty():
@@ -60,8 +65,13 @@ class ProgressLine:
         if self._log is None:
             print(f"{self._name}: {line}", file=sys.stderr, flush=True)
             return
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%F %T')} {line}\n")
+        try:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%F %T')} {line}\n")
+        except OSError as error:  # a full disk stops the checkpoints loudly; a line is no reason to
+            if not self._complained:
+                log.warning("%s takes no more lines (%s)", self._log, error.strerror or error)
+            self._complained = True
 
 
 def describe(step: int, total: int, metrics: Mapping[str, float], eta_s: float) -> str:
