@@ -111,3 +111,14 @@ def test_idle_threads_sleep_unless_the_user_has_decided(monkeypatch: pytest.Monk
         with pytest.raises(SystemExit):
             main()
         assert os.environ["OMP_WAIT_POLICY"] == after
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], ["runs/mine"]])
+def test_a_rollback_that_would_not_be_one_alone_is_refused(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from crossgate.cli import app
+
+    monkeypatch.setattr("crossgate.registry.aliases.rollback", lambda *args, **more: pytest.fail("it moved the alias"))
+    done = CliRunner().invoke(app, ["release", "--rollback", "crossgate-action", *more])
+    assert done.exit_code and "--rollback: it gives the alias back at once" in str(done.exception)

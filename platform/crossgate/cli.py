@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from contextlib import suppress
@@ -277,6 +278,12 @@ def release(
 ) -> None:
     """Register a fine-tuned model in MLflow; it becomes champion if it is not worse than the present one."""
     if rollback:
+        if dry_run or run is not None or settings:
+            raise UserError(
+                "it gives the alias back at once, and knows neither a run nor --dry-run",
+                where="--rollback",
+                cure="mlflow's page of the model shows its versions and aliases",
+            )
         from crossgate.config import TrackingConfig
         from crossgate.registry.aliases import rollback as roll_back
 
@@ -414,19 +421,31 @@ def watch(
 
     from crossgate.runs.watch import Course, Watch, watched
 
+    if figure is not None and not (figure.suffix == ".png" and figure.absolute().parent.is_dir()):
+        raise UserError("no timeline can be written here", where=figure, expected="a .png in a folder that is there")
     watching = Watch(
         model, video, stride=stride, label=label, on=on, off=off, after=after, tracking_uri=tracking_uri, live=live
     )
     course = Course()
+
+    def end() -> None:
+        if watching.seconds:
+            typer.echo(f"{watching.seconds:.0f} s of video at {watching.speed:.1f} times real time", err=True)
+        if figure is not None and course.moments:
+            typer.echo(f"wrote {watched(figure, course.moments, watching)}", err=True)
+
     try:
         with suppress(KeyboardInterrupt):  # which is how one stops watching what never ends
             for moment in watching:
                 course.add(moment)
                 typer.echo(json.dumps(moment.row()))
-    finally:  # a stream that breaks off is a usual end, too
-        if figure is not None and course.moments:
-            typer.echo(f"wrote {watched(figure, course.moments, watching)}", err=True)
-        typer.echo(f"{watching.seconds:.0f} s of video at {watching.speed:.1f} times real time", err=True)
+    except Exception:  # a stream that breaks off is a usual end, too
+        try:
+            end()
+        except Exception as error:  # the stream's own is the one to end with
+            typer.echo(f"no timeline: {error}", err=True)
+        raise
+    end()
 
 
 # ---- help ------------------------------------------------------------------------------------------------------
@@ -510,6 +529,9 @@ def run_job(*words: str) -> None:
 def main() -> None:
     """Runs the command line; a `UserError` becomes one line and exit status 2, Ctrl-C one and 130."""
     calm_threads()
+    # What other libraries warn of looks as it would without this.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("crossgate").setLevel(logging.INFO)
     try:
         app()
     except UserError as error:

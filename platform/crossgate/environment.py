@@ -108,7 +108,10 @@ def expect_no_preemption() -> None:
 
 
 def worker_environment(source_root: Path) -> dict[str, str]:
-    """What Ray's workers need to import this package, installed there or not, and to cache shards where we do."""
+    """What Ray's workers need to import this package, installed there or not.
+
+    They also cache shards where we do, and let idle threads wait as we do.
+    """
     paths = [str(source_root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     kept = {name: os.environ[name] for name in ("CROSSGATE_CACHE", "OMP_WAIT_POLICY") if name in os.environ}
     # A trial that Tune stops ends its MLflow run and its uploads first; by default the next one in its process fails

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ import pytest
 
 from crossgate.clips.codec import CODECS
 from crossgate.clips.media import (
+    SAMPLE_RATE,
     Frames,
     Limits,
     Sound,
@@ -158,6 +160,31 @@ def test_sound_is_16_khz_mono_in_pieces(moving, tone_of):
     sound = Sound(path)
     np.testing.assert_array_equal(sound.read(0.5, 1.0), whole[8000:16_000])
     np.testing.assert_array_equal(sound.read(1.0, 1.5), whole[16_000:24_000])
+
+
+def test_sound_before_the_first_picture_is_dropped_with_its_gaps(tmp_path):
+    """Pictures from 10 s on, sound from 0 to 1 s and from 6 to 14 s: of that four seconds are left."""
+    path = tmp_path / "late.mkv"
+    rate, tenth = SAMPLE_RATE, SAMPLE_RATE // 10
+    with av.open(str(path), "w") as target:
+        stream = target.add_stream("libx264", rate=10, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        track = target.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for start in [*range(0, 10), *range(60, 140)]:  # tenths
+            level = np.full((1, tenth), 1000 * (1 + start // 10), np.int16)
+            block = av.AudioFrame.from_ndarray(level, format="s16", layout="mono")
+            block.sample_rate, block.pts, block.time_base = rate, start * tenth, Fraction(1, rate)
+            target.mux(track.encode(block))
+        for number in range(100, 150):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            target.mux(stream.encode(frame))
+        target.mux([*stream.encode(None), *track.encode(None)])
+    heard = Sound(path, start=10.0).read(0.0, 5.0)
+    assert heard is not None
+    assert len(heard) == pytest.approx(4 * rate, abs=64)
+    seconds = [round(float(heard[rate * n + 2000 : rate * n + 14_000].mean()) * 32.768) for n in range(4)]
+    assert seconds == [11, 12, 13, 14]
 
 
 def test_no_track_and_digital_silence_are_absence(moving):

@@ -211,7 +211,8 @@ def test_an_outage_of_a_folder_is_no_row_either(
     assert scoring.score_unit(store, plan_of(model_dir, source, [names]), 0) == 4
     errors = table(tmp_path / "out")["error"].tolist()
     assert pd.isna(errors[0])
-    assert errors[1:] == [f"{source}/{name}: gone since the list was made" for name in names[1:]]
+    assert errors[1:3] == [f"{source}/{name}: gone since the list was made" for name in names[1:3]]
+    assert errors[3] == f"{source}/pipe.mp4: no ordinary file"
 
 
 def test_few_videos_are_in_memory_at_once(
@@ -243,8 +244,33 @@ def test_links_lead_to_each_video_once(many: Path, model_dir: Path, tmp_path: Pa
     other.mkdir()
     shutil.copy(many / "whole0.mp4", other / "linked.mp4")
     (source / "there").symlink_to(other)
-    names = sorted(scoring._videos(str(source)))
+    names = sorted(scoring._videos(str(source), pytest.fail))
     assert len(names) == 8 and "there/linked.mp4" in names and "deep/long.mp4" in names
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    many: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scan = os.scandir
+
+    def closed(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    name = "deep"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", closed)
+        done = score(str(model_dir), str(many), str(tmp_path / "out"))
+    assert (done.videos, done.left_out) == (5, [str(many / "deep")])
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["left_out"] == done.left_out
+    assert f"{many}: folders that may not be read are left out (1): {many / 'deep'}" in caplog.text
+    assert score(str(model_dir), str(many), str(tmp_path / "out")) == done, "the list of videos stays"
+    name = many.name
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", closed)
+        with pytest.raises(Unreachable, match=f"{name}: cannot be read .Permission denied"):
+            score(str(model_dir), str(many), str(tmp_path / "none"))
 
 
 def test_bounds_are_the_first_starts(many: Path, model_dir: Path, tmp_path: Path) -> None:
@@ -305,6 +331,28 @@ def test_a_table_keeps_to_one_registered_name(
     scoring._predictor.cache_clear()
     with pytest.raises(UserError, match="models:/a/1: is not the model that the table began with"):
         score("models:/a@champion", str(many), str(out))
+
+
+def test_a_directory_of_the_same_weights_needs_no_server_and_may_have_moved(
+    many: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, out, there = Registry(monkeypatch, a=model_dir), tmp_path / "out", tmp_path / "there"
+    whole = score("models:/a@champion", str(many), str(out), unit=4, tracking_uri="http://x:5000")
+    shutil.copytree(model_dir, there)
+    for folder in (there, tmp_path / "moved"):
+        if not folder.exists():
+            there.rename(folder)
+        registry.asked.clear()
+        scoring._predictor.cache_clear()
+        (out / "part-00001.json").unlink()
+        assert score(str(folder), str(many), str(out)) == whole
+        assert registry.asked == []
+    scoring._predictor.cache_clear()
+    begun = score(str(tmp_path / "moved"), str(many), str(tmp_path / "begun"))
+    (tmp_path / "moved").rename(there)
+    (tmp_path / "begun" / "part-00000.json").unlink()
+    scoring._predictor.cache_clear()
+    assert score(str(there), str(many), str(tmp_path / "begun")) == begun
 
 
 def test_the_plan_holds_no_password_and_a_start_asks_the_server_it_is_given(

@@ -137,6 +137,17 @@ def test_what_breaks_off_leaves_the_timeline_of_what_was_scored(
     assert len(done.stdout.splitlines()) == pieces - 1
     assert figure.is_file() == (pieces > 1)
     assert f"{pieces} s of video at" in done.stderr
+    (tmp_path / "taken.png").mkdir()
+    done = CliRunner().invoke(app, ["watch", str(model), str(video), "--figure", str(tmp_path / "taken.png")])
+    assert isinstance(done.exception, UserError) and "no data for 30 s" in str(done.exception)
+    assert ("no timeline: " in done.stderr and "cannot write the picture" in done.stderr) == (pieces > 1)
+
+
+@pytest.mark.parametrize("name", ["no/timeline.png", "timeline.txt"])
+def test_where_no_timeline_can_be_is_said_before_anything_is_scored(model: Path, video: Path, tmp_path, name) -> None:
+    done = CliRunner().invoke(app, ["watch", str(model), str(video), "--figure", str(tmp_path / name)])
+    assert isinstance(done.exception, UserError) and "expected a .png in a folder that is there" in str(done.exception)
+    assert not done.stdout
 
 
 class Camera:
@@ -144,6 +155,7 @@ class Camera:
 
     def __init__(self, content: bytes, http: bool) -> None:
         self._content, self._http, self.go_on = content, http, threading.Event()
+        self.ending = False
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -157,7 +169,8 @@ class Camera:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             middle = len(self._content) * 3 // 4
             connection.sendall(self._part(self._content[:middle]))
-            self.go_on.wait(60)
+            self.go_on.wait(120)
+            self.ending = True
             connection.sendall(self._part(self._content[middle:]) + self._part(b""))
 
     def _part(self, data: bytes) -> bytes:
@@ -205,7 +218,7 @@ def test_a_live_stream_is_scored_while_it_comes(tmp_path: Path, video: Path, sch
     camera = Camera(sent, http=scheme == "http")
     watching = iter(Watch(str(model), f"{scheme}://127.0.0.1:{camera.port}/door?key=s3cret", live=scheme == "http"))
     found = [next(watching)]
-    assert not camera.go_on.is_set(), "the first window waits for no more than itself"
+    assert not camera.ending, "the first window waits for no more than itself"
     camera.go_on.set()
     found += watching
     camera.close()

@@ -487,7 +487,10 @@ def _sound_pieces(source: Source, start: float, limits: Limits) -> Iterator[NDAr
                 behind = max(0, behind)
             if frame.time is not None:
                 if frame.time > due + _SOUND_GAP_S:
-                    yield from _silence(round((frame.time - due) * SAMPLE_RATE))
+                    silent = round((frame.time - due) * SAMPLE_RATE)
+                    cut = min(behind, silent)
+                    behind -= cut
+                    yield from _silence(silent - cut)
                 due = frame.time + frame.samples / frame.sample_rate
             for small in resampler.resample(frame):
                 samples = small.to_ndarray().reshape(-1)

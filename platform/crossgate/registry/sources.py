@@ -145,8 +145,10 @@ def _fetch(source: Any, settings: Settings) -> Path | bytes:
         return _decoded(source, 0, largest)
     if not settings.paths:
         raise UserError("paths are switched off here", where=name_of(source), expected="a URL, bytes or base64")
-    what = "a folder, not a video" if settings.paths and os.path.isdir(source) else "no such file"
-    raise UserError(what, where=name_of(source), cure="check the path")
+    if os.path.isdir(source):
+        cure = "name its files, or score all of it by crossgate predict --out"
+        raise UserError("a folder, not a video", where=name_of(source), cure=cure)
+    raise UserError("no such file", where=name_of(source), cure="check the path")
 
 
 def _decoded(text: str, begin: int, largest: int) -> bytes:

@@ -21,6 +21,8 @@ def estimate_blend(run_dir: Path) -> dict[str, float]:
         UserError: for a run that did not measure training clips twice with validation's, where no head got better, or
             where one did whose overfitting is too small to be told from noise.
     """
+    if not run_dir.is_dir():
+        raise UserError("no such run directory", where=str(run_dir), cure="give the folder of a fine-tuning run")
     first, last = _ends(run_dir)
     modalities = [name for name in _measured(first) if name in _measured(last)]
     heads = ("fused", *modalities)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from crossgate.registry.release import fetched, pinned_version
 from crossgate.registry.sources import Settings, name_of
 from crossgate.stream.storage import Store, open_store
 
+log = logging.getLogger("crossgate.runs")
+
 PLAN, TOTALS = "plan.json", "scores.json"
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 UNIT = 64
@@ -42,6 +45,8 @@ _AT_ONCE = 8  # videos that are held in memory
 _HELD = 256 << 20  # bytes of them, after which no further one is fetched
 _USUAL = Settings()
 _AGAIN = "then start again: finished parts are kept"
+_GONE = "gone since the list was made"
+_NAMED = 3  # folders in a warning
 
 Progress = Callable[[int, int], None]
 
@@ -57,6 +62,8 @@ class ScorePlan:
         source: folder or URL.
         units: names of the videos below it, a part of the table each.
         megabytes, seconds: largest and longest video that is scored; any other is a row with an error.
+        left_out: folders below the source that may not be read; their videos are in no unit.
+        weights: directory of the same weights that the present call names, which is used instead of `model`.
     """
 
     model: str
@@ -66,6 +73,8 @@ class ScorePlan:
     units: list[list[str]]
     megabytes: int = _USUAL.megabytes
     seconds: int = _USUAL.seconds
+    left_out: list[str] = field(default_factory=list)
+    weights: str = ""
 
     @property
     def videos(self) -> int:
@@ -85,6 +94,8 @@ class Scored:
     """SHA-256 over the digests of all parts: the same videos and model give the same on the same kind of machine."""
     model: str
     """That scored them: ``models:/NAME/VERSION`` or a directory."""
+    left_out: list[str]
+    """Folders that might not be read when the list of videos was made."""
 
 
 Spread = Callable[[Store, ScorePlan, Sequence[int], Callable[[int], None]], None]
@@ -133,7 +144,7 @@ def score(
     marks = [_mark(store, number) for number in range(len(plan.units))]
     digest = hashlib.sha256("".join(mark["sha256"] for mark in marks).encode()).hexdigest()
     rows, errors = (sum(mark[key] for mark in marks) for key in ("rows", "errors"))
-    totals = Scored(plan.videos, rows, errors, digest, plan.model)
+    totals = Scored(plan.videos, rows, errors, digest, plan.model, plan.left_out)
     store.put(TOTALS, json.dumps(asdict(totals)).encode())
     return totals
 
@@ -145,10 +156,8 @@ def score_unit(store: Store, plan: ScorePlan, number: int) -> int:
         Unreachable: the source or `store` cannot be reached, which is no fault of a video.
         UserError: the model cannot be had, or is not the plan's.
     """
-    predictor, names = (
-        _predictor(plan.model, plan.digest, plan.tracking_uri, plan.megabytes, plan.seconds),
-        plan.units[number],
-    )
+    model, names = plan.weights or plan.model, plan.units[number]
+    predictor = _predictor(model, plan.digest, plan.tracking_uri, plan.megabytes, plan.seconds)
     rows: list[dict[str, Any]] = []
     for given in _batches(open_store(plan.source), names, predictor.settings):
         reasons = {item["name"]: reason for item, reason in given if reason}
@@ -182,15 +191,21 @@ def _here(store: Store, plan: ScorePlan, units: Sequence[int], step: Callable[[i
 def _plan(store: Store, model: str, source: str, unit: int, tracking_uri: str, bounds: Mapping[str, int]) -> ScorePlan:
     """Returns the plan of the first start, after a look whether it is still what is asked for."""
     if not store.exists(PLAN):
-        names = sorted(_videos(source))
+        left_out: list[str] = []
+        names = sorted(_videos(source, left_out.append))
+        if left_out:
+            named = ", ".join(left_out[:_NAMED]) + (" ..." if len(left_out) > _NAMED else "")
+            log.warning("%s: folders that may not be read are left out (%d): %s", source, len(left_out), named)
         if not names:
             raise UserError("no videos", where=source, expected=f"files ending in {', '.join(VIDEOS)}")
         pinned, digest = _pinned(model, tracking_uri)
         units = [names[start : start + unit] for start in range(0, len(names), unit)]
-        _write_once(store, ScorePlan(pinned, digest, redacted(tracking_uri), source, units, **bounds))
+        plan = ScorePlan(pinned, digest, redacted(tracking_uri), source, units, **bounds, left_out=left_out, weights="")
+        _write_once(store, plan)
     kept = ScorePlan(**json.loads(store.read(PLAN)))
     _check_same(kept, store, model, source, bounds)
-    return replace(kept, tracking_uri=tracking_uri)
+    # A directory needs no server, and the one that the table began with may have moved.
+    return replace(kept, tracking_uri=tracking_uri, weights="" if model.startswith(REGISTERED) else model)
 
 
 def _write_once(store: Store, plan: ScorePlan) -> None:
@@ -245,14 +260,14 @@ def _pinned(model: str, tracking_uri: str) -> tuple[str, str]:
     return model, read_card(model_directory(model)).digest
 
 
-def _videos(source: str) -> Iterator[str]:
-    """Yields the names of the videos below a folder or prefix, relative to it."""
+def _videos(source: str, leave_out: Callable[[str], None]) -> Iterator[str]:
+    """Yields the names of the videos below a folder or prefix, relative to it; `leave_out` as of `_walk`."""
     store = open_store(source)
     if store.local:
         if not os.path.isdir(store.url):
             what = "a file, not a folder" if os.path.isfile(store.url) else "no such folder"
             raise UserError(what, where=source, cure="check the path; a few videos are labelled without --out")
-        for folder, files in _walk(store.url):
+        for folder, files in _walk(store.url, leave_out):
             for name in filter(_is_video, files):
                 yield os.path.relpath(os.path.join(folder, name), store.url)
     elif store.url.startswith("s3://"):
@@ -264,16 +279,21 @@ def _videos(source: str) -> Iterator[str]:
         raise UserError("cannot be listed", where=source, expected="a folder or an s3:// URL")
 
 
-def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
+def _walk(root: str, leave_out: Callable[[str], None]) -> Iterator[tuple[str, list[str]]]:
     """Yields every folder below with its files, each once however many links lead to it.
 
+    Args:
+        root: the folder.
+        leave_out: is told of each folder below it that is not open to this user, such as the ``lost+found`` of a disk.
+
     Raises:
-        Unreachable: a folder cannot be listed: its videos would be missing for ever. One that is not open to this user
-            is left out, such as the ``lost+found`` of a disk.
+        Unreachable: any other folder cannot be listed: its videos would be missing for ever.
     """
 
     def failed(error: OSError) -> None:
-        if not isinstance(error, PermissionError | FileNotFoundError):
+        if isinstance(error, PermissionError) and error.filename != root:
+            leave_out(error.filename)
+        elif not isinstance(error, FileNotFoundError):
             raise _away(error, error.filename) from None
 
     seen: set[str] = set()
@@ -335,24 +355,24 @@ def _item(store: Store, name: str, settings: Settings) -> tuple[dict[str, Any], 
     """
     where = store.path(name)
     nothing = {"source": None, "name": where}
-    size = _size(store, name)
-    if size is None:
-        return nothing, str(UserError("gone since the list was made", where=where))
+    size, why = _size(store, name)
+    if why:
+        return nothing, str(UserError(why, where=where))
     if size > settings.megabytes << 20:
         return nothing, str(UserError(f"{size} bytes", where=where, expected=f"at most {settings.megabytes} MB"))
     return {"source": _read(store, name), "name": where}, ""
 
 
-def _size(store: Store, name: str) -> int | None:
-    """Returns the bytes of a video; None where a source that is there has no such file any more."""
+def _size(store: Store, name: str) -> tuple[int, str]:
+    """Returns the bytes of a video, and why it cannot be read where the source is there and it is not, or no file."""
     if not store.local:
-        return store.size(name) if store.exists(name) else None
+        return (store.size(name), "") if store.exists(name) else (0, _GONE)
     try:
         found = os.stat(store.path(name))
-        return found.st_size if stat.S_ISREG(found.st_mode) else None  # reading a pipe would never end
+        return found.st_size, "" if stat.S_ISREG(found.st_mode) else "no ordinary file"  # a pipe would never end
     except (FileNotFoundError, NotADirectoryError):
         _check_mounted(store.url)
-        return None
+        return 0, _GONE
     except OSError as error:
         raise _away(error, store.path(name)) from None
 
