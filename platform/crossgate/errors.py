@@ -106,3 +106,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     close = get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(valid)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the beginning of what an error says, or its name where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossgate import environment
+from crossgate.errors import first_line
 
 GIB = 1 << 30
 PACKAGES = (
@@ -51,7 +52,7 @@ def diagnose(say: Callable[[str], None] = print) -> bool:
         try:
             findings = check()
         except Exception as error:  # a doctor names what is broken, whatever it is, and goes on
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             findings = [Finding(False, check.__name__.lstrip("_"), reason, "reinstall with `make install`")]
         for finding in findings:
             say(str(finding))

@@ -45,14 +45,14 @@ from crossgate.cluster.trials import (
     write_record,
 )
 from crossgate.config import Recipe
-from crossgate.errors import Passing, UserError, writing
+from crossgate.errors import Passing, UserError, first_line, writing
 from crossgate.recipe import parse_recipe, with_overrides
 from crossgate.runs.context import note_clips, open_index, run_directory
 from crossgate.runs.finetune import LOG
 from crossgate.runs.fusions import AVERAGES, average_for
 from crossgate.runs.ownership import only_start
 from crossgate.runs.trial_checks import check_trials
-from crossgate.tracking import Status, Tracker, conclude, first_line, open_tracker, pinned
+from crossgate.tracking import Status, Tracker, conclude, open_tracker, pinned
 from crossgate.training.checkpoint import refuse_other_run, store_recipe
 from crossgate.training.metrics import read_metrics
 from crossgate.training.requests import Preempted

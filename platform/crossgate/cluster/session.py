@@ -13,8 +13,7 @@ import crossgate
 from crossgate import environment
 from crossgate.cluster.room import Need, Share, wait_for_room
 from crossgate.config import ClusterConfig
-from crossgate.errors import UserError
-from crossgate.tracking import first_line
+from crossgate.errors import UserError, first_line
 
 LOCAL = "local"
 _PRIVATE = "crossgate_private"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossgate.config import TrackingConfig
-from crossgate.errors import UserError
+from crossgate.errors import UserError, first_line
 from crossgate.tracking import Server, connect
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def explained(server: Server, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # HTTP, database and object storage each have their own family
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"the registry refused '{name}' ({reason})", where=f"tracking.uri {server.label}") from None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossgate.config import ReleaseConfig, TrackingConfig
-from crossgate.errors import UserError
+from crossgate.errors import UserError, first_line
 from crossgate.model.store import ModelCard, model_directory, one_inside, read_card
 from crossgate.registry.aliases import CHALLENGER, NOT_THERE, Decision, challenge, explained, hand_on, holder, model_of
 from crossgate.registry.card import description, model_card
@@ -212,7 +212,7 @@ def _known(server: Server, uri: str) -> ModelVersion:
         except MlflowException as error:
             if error.error_code not in NOT_THERE:
                 raise
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = first_line(error)
             cure = "name another server (--tracking-uri, MLFLOW_TRACKING_URI), or see this one's models in MLflow"
             raise UserError(f"not in the registry {server.label} ({reason})", where=uri, cure=cure) from None
 

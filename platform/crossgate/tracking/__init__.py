@@ -1,6 +1,5 @@
 """MLflow runs: what happened, kept even when the server is away. See docs/tracking.md."""
 
-from crossgate.tracking.delivery import first_line
 from crossgate.tracking.server import Server, connect, pinned, tracking_uri
 from crossgate.tracking.tracker import (
     MlflowTracker,
@@ -22,7 +21,6 @@ __all__ = [
     "conclude",
     "connect",
     "deliver",
-    "first_line",
     "known_run",
     "open_tracker",
     "pinned",

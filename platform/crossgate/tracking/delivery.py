@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossgate.errors import first_line
 from crossgate.recipe import redacted
 from crossgate.tracking.spool import LANES, Lane, Record, Spool
 
@@ -218,9 +219,3 @@ def _items(record: Record) -> list[tuple[str, Any]]:
     items += [("params", Param(k, v)) for k, v in record.get("params", {}).items()]
     items += [("tags", RunTag(k, v)) for k, v in record.get("tags", {}).items()]
     return items
-
-
-def first_line(error: Exception) -> str:
-    """Returns the beginning of what an error says, or its name where it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__

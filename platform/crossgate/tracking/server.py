@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 
 from crossgate import environment
 from crossgate.config import TrackingConfig
-from crossgate.errors import Unreachable, UserError
+from crossgate.errors import Unreachable, UserError, first_line
 from crossgate.recipe import HIDDEN, redacted
-from crossgate.tracking.delivery import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

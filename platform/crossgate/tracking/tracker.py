@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from crossgate.config import Recipe, TrackingConfig
-from crossgate.errors import Unreachable, UserError, writing
+from crossgate.errors import Unreachable, UserError, first_line, writing
 from crossgate.recipe import dump_recipe, flat_recipe, redacted
-from crossgate.tracking.delivery import Delivery, first_line
+from crossgate.tracking.delivery import Delivery
 from crossgate.tracking.provenance import code_version, machine
 from crossgate.tracking.server import Server, connect, make_client, tracking_uri
 from crossgate.tracking.spool import Record, Spool, has_journal
