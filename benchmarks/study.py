@@ -324,18 +324,23 @@ def chosen_fusions(runs: list[dict[str, float]]) -> list[float]:
 
 
 def gates_table(runs: list[dict[str, float]]) -> list[str]:
-    """Returns the table of gates over pretrainings: accuracy, and paired points over uniform averaging."""
+    """Returns the table of fusions over pretrainings: accuracy, paired points over averaging and over the mean."""
     start, end = "test/study/", "/accuracy"
-    names = [key[len(start) : -len(end)] for key in runs[0] if key.startswith(start) and key.endswith(end)]
-    lines = ["| on frozen encoders | accuracy, % | points over the uniform mean |", "| --- | ---: | ---: |"]
-    for name in (name for name in names if all(f"{start}{name}{end}" in one for one in runs)):
-        own = [one[f"{start}{name}{end}"] for one in runs]
-        over = [one[f"{start}{name}/over_uniform"] for one in runs if f"{start}{name}/over_uniform" in one]
-        shown = spread(over, [0.0] * len(over)) if len(over) == len(runs) else ""  # nothing is over itself
-        lines.append(f"| {name.replace('_', ' ')} | {spread(own)} | {shown} |")
+    keys = [key for key in runs[0] if key.startswith(start) and key.endswith(end) and all(key in one for one in runs)]
+    accuracy = {key[len(start) : -len(end)]: [one[key] for one in runs] for key in keys}
+    lines = [
+        "| on frozen encoders | accuracy, % | points over the uniform mean | over the mean of features |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name in sorted(accuracy, key=lambda name: -sum(accuracy[name])):
+        cells = []
+        for base in ("over_uniform", "over_mean_of_features"):
+            over = [one[f"{start}{name}/{base}"] for one in runs if f"{start}{name}/{base}" in one]
+            cells.append(spread(over, [0.0] * len(over)) if len(over) == len(runs) else "")  # nothing is over itself
+        lines.append(f"| {name.replace('_', ' ')} | {spread(accuracy[name])} | {' | '.join(cells)} |")
     by_seed = over_runs(np.array(chosen_fusions(runs)))
     shown = f"{by_seed.value:+.1f} ({by_seed.low:+.1f} to {by_seed.high:+.1f})"
-    return [*lines, f"| the fusion that validation chose for each | | {shown} |"]
+    return [*lines, f"| the fusion that validation chose for each | | {shown} | |"]
 
 
 def page(
