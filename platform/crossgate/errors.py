@@ -109,6 +109,5 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the beginning of what an error says, or its name where it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
+    """Returns the first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossgate.config import ClipConfig, Config, ModelConfig
-from crossgate.errors import UserError, first_line, writing
+from crossgate.errors import UserError, writing
 from crossgate.model.classifier import Classifier
 from crossgate.model.contrastive import ContrastiveModel
 from crossgate.model.network import MultimodalNetwork
 
 FORMAT: Literal[1] = 1
 WEIGHTS, CARD = "model.safetensors", "model.json"
-_NAMED = 3  # of the tensors that were not loaded, in one line
+_NAMED = 3  # of many things, in one line
 
 
 class ModelCard(Config):
@@ -159,7 +159,7 @@ def load_model(directory: str | Path) -> tuple[ContrastiveModel | Classifier, Mo
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"the weights do not fit the card ({first_line(error)})",
+            f"the weights do not fit the card ({_one_line(error)})",
             where=directory / WEIGHTS,
             cure="use the version of crossgate and timm that wrote it",
         ) from None
@@ -261,8 +261,8 @@ def model_directory(directory: str | Path) -> Path:
 def one_inside(directory: Path) -> str:
     """Returns the advice to take a run inside it, a search's trials for instance; nothing where there is none."""
     names = sorted(card.parents[1].name for card in directory.glob(f"*/model/{CARD}"))
-    more = f" or another of {len(names)}" if len(names) > 3 else ""
-    return f"give a run inside it: {', '.join(names[:3])}{more}" if names else ""
+    more = f" or another of {len(names)}" if len(names) > _NAMED else ""
+    return f"give a run inside it: {', '.join(names[:_NAMED])}{more}" if names else ""
 
 
 def read_card(directory: Path) -> ModelCard:
@@ -275,7 +275,7 @@ def read_card(directory: Path) -> ModelCard:
     try:
         tree = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"not readable ({first_line(error)})", where=path) from None
+        raise UserError(f"not readable ({_one_line(error)})", where=path) from None
     version = tree.get("format") if isinstance(tree, dict) else None
     if version != FORMAT:
         raise UserError(
@@ -347,7 +347,7 @@ def _read_weights(directory: Path, card: ModelCard) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"not readable as safetensors ({first_line(error)})", where=path) from None
+        raise UserError(f"not readable as safetensors ({_one_line(error)})", where=path) from None
 
 
 def _replace(fresh: Path, directory: Path) -> None:
@@ -386,3 +386,8 @@ def _flush(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    """Returns all of a message on one line: torch names the tensors at fault below the first."""
+    return " ".join(str(error).split())[:200]

@@ -51,7 +51,7 @@ def explained(server: Server, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # HTTP, database and object storage each have their own family
-        reason = first_line(error)
+        reason = first_line(error)[:200]
         raise UserError(f"the registry refused '{name}' ({reason})", where=f"tracking.uri {server.label}") from None
 
 

@@ -212,7 +212,7 @@ def _known(server: Server, uri: str) -> ModelVersion:
         except MlflowException as error:
             if error.error_code not in NOT_THERE:
                 raise
-            reason = first_line(error)
+            reason = first_line(error)[:200]
             cure = "name another server (--tracking-uri, MLFLOW_TRACKING_URI), or see this one's models in MLflow"
             raise UserError(f"not in the registry {server.label} ({reason})", where=uri, cure=cure) from None
 

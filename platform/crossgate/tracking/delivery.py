@@ -146,7 +146,7 @@ class Delivery:
             if error.error_code not in _HOPELESS or not self._run_is_active():
                 raise
             if len(items) == 1:
-                log.warning("MLflow refused %s and it is left out: %s", items[0][1].key, first_line(error))
+                log.warning("MLflow refused %s and it is left out: %s", items[0][1].key, first_line(error)[:160])
                 return
             for half in (items[: len(items) // 2], items[len(items) // 2 :]):
                 self._send_batch({kind: [item for its, item in half if its == kind] for kind in _BATCH})
@@ -176,7 +176,7 @@ class Delivery:
                 if error.error_code not in _HOPELESS or not self._run_is_active():
                     raise
                 if attempt == 2:
-                    reason = first_line(error)
+                    reason = first_line(error)[:160]
                     log.warning("MLflow refused the dataset %s and it is left out: %s", found["name"], reason)
 
     def _run_is_active(self) -> bool:
@@ -202,7 +202,9 @@ class Delivery:
         if not self._down:
             self._down = True
             where, kept = redacted(self._spool.target), Path(self._spool.folder)
-            log.warning("MLflow at %s does not take data (%s); kept in %s, sent later", where, first_line(error), kept)
+            log.warning(
+                "MLflow at %s does not take data (%s); kept in %s, sent later", where, first_line(error)[:160], kept
+            )
 
     def _say_up(self) -> None:
         if self._down:

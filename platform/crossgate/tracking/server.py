@@ -168,7 +168,7 @@ def _probe_file(uri: str) -> None:
 
 
 def _unreachable(uri: str, error: Exception) -> Unreachable:
-    reason = first_line(error)
+    reason = first_line(error)[:200]
     password = urlsplit(uri).password
     if password:
         reason = reason.replace(password, "***")

@@ -385,6 +385,6 @@ def _bind(spool: Spool, server: Server, name: str, facts: Mapping[str, str]) -> 
         )
     except Exception as error:
         raise Unreachable(
-            f"the tracking server failed ({first_line(error)})", where=f"tracking.uri {server.label}"
+            f"the tracking server failed ({first_line(error)[:160]})", where=f"tracking.uri {server.label}"
         ) from None
     spool.bind(server.label, run.info.run_id)
