@@ -157,10 +157,10 @@ class Study:
 
     def real(self, task: str, manifest: Path) -> Path:
         """Every gate on real clips, on the encoders of the first seed's pretraining."""
-        if not (self.out / f"real-{task}" / "index.json").exists():
-            self.call("pack", manifest, self.out / f"real-{task}")
-        encoders = self.pretrained(task, 0)
-        return self.gates(f"real-{task}-study", self.out / f"real-{task}", encoders, task)
+        index = self.out / f"real-{task}"
+        if not (index / "index.json").exists():
+            self.call("pack", manifest, index)
+        return self.gates(f"real-{task}-study", index, self.pretrained(task, 0), task)
 
     def pretrained(self, task: str, seed: int) -> Path:
         """Returns a pretraining on all training clips of a real task, with or without labels."""
@@ -175,12 +175,14 @@ class Study:
     def real_ends(self, task: str) -> dict[str, list[float]]:
         """Returns what every way of `REAL_ENDS` reaches on real test clips, one a seed, for which all is drawn anew."""
         found: dict[str, list[float]] = {way: [] for way in REAL_ENDS}
+        index = self.out / f"real-{task}"
         for seed in range(1 if self.short else min(self.seeds, REAL_SEEDS)):
+            encoders = self.pretrained(task, seed)
             for way, (pretraining, settings) in REAL_ENDS.items():
-                chosen = [f"data.index={self.out / f'real-{task}'}", f"data.clip.modalities={REAL_MODALITIES[task]}"]
+                chosen = [f"data.index={index}", f"data.clip.modalities={REAL_MODALITIES[task]}"]
                 chosen += [f"finetune.task={task}", f"run.seed={seed}", settings]
                 chosen += [f"training.steps={2 if self.short else REAL_STEPS}", "training.eval_every=20"]
-                chosen += [f"finetune.init={self.pretrained(task, seed)}"] if pretraining else []
+                chosen += [f"finetune.init={encoders}"] if pretraining else []
                 done = self.run("finetune", RECIPES / "small-finetune.yaml", named(f"end-{task}", way, seed), *chosen)
                 found[way].append(read_results(done / "results.json")[0][f"test/{MEASURES[task]}"])
         return found

@@ -12,13 +12,13 @@ import pytest
 from tiny_run import tiny_recipe
 
 from crossgate.cluster.explore import Proposed
-from crossgate.cluster.leaderboard import GATE, _answers, averages, verdict_on
+from crossgate.cluster.leaderboard import _answers, averages, verdict_on
 from crossgate.cluster.ray_tune import _finals
 from crossgate.cluster.trials import TrialRecord, leaderboard, read_record, trial_of, write_record
 from crossgate.config import Recipe, SearchConfig
 from crossgate.evaluation.selection import Answers, Verdict
 from crossgate.model.fusion import FUSIONS
-from crossgate.runs.fusions import AVERAGES, average_for
+from crossgate.runs.fusions import AVERAGES, GATE, average_for
 
 
 def recipe_of(output: Path) -> Recipe:

@@ -17,10 +17,9 @@ from crossgate.evaluation.selection import Answers, Verdict, judge, unproven
 from crossgate.evaluation.tables import Table
 from crossgate.recipe import dump_recipe
 from crossgate.runs.context import run_directory
-from crossgate.runs.fusions import AVERAGES, average_for, is_gate
+from crossgate.runs.fusions import AVERAGES, GATE, average_for, is_gate
 from crossgate.tracking import Tracker
 
-GATE = "model.fusion.name"
 BOARD, TABLE = "leaderboard.json", "leaderboard_table.json"
 
 

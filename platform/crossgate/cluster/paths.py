@@ -36,8 +36,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     fixed.run.output = written(recipe.run.output)
     fixed.tracking.uri = tracking_address(recipe.tracking.uri)
     for key in (*_READ, *_WRITTEN):
-        section, name = key.split(".")
-        setattr(getattr(fixed, section), name, _of_key(key, getattr(getattr(fixed, section), name)))
+        name, option = key.split(".")
+        section = getattr(fixed, name)
+        setattr(section, option, _of_key(key, getattr(section, option)))
     for corpus in fixed.data.mix:
         corpus.index = read(corpus.index)
     fixed.search.explore = _of_key("", fixed.search.explore)

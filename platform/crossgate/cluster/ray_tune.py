@@ -23,7 +23,6 @@ from crossgate.cluster.exchange import settings_of
 from crossgate.cluster.explore import ENDED, Exploration, Finals, Planned, exploration
 from crossgate.cluster.leaderboard import (
     BOARD,
-    GATE,
     averages,
     fusion_of,
     log_board,
@@ -49,7 +48,7 @@ from crossgate.errors import Passing, UserError, first_line, writing
 from crossgate.recipe import parse_recipe, with_overrides
 from crossgate.runs.context import note_clips, open_index, run_directory
 from crossgate.runs.finetune import LOG
-from crossgate.runs.fusions import AVERAGES, average_for
+from crossgate.runs.fusions import AVERAGES, GATE, average_for
 from crossgate.runs.ownership import only_start
 from crossgate.runs.trial_checks import check_trials
 from crossgate.tracking import Status, Tracker, conclude, open_tracker, pinned

@@ -209,16 +209,16 @@ class Board(tune.Callback):
         if quiet:
             return
         self._said, self._ended = now, ended
-        said = f"{ended}/{self._total} {self._unit} ended"
+        said, left = f"{ended}/{self._total} {self._unit} ended", ""
+        if 0 < ended < self._total:
+            left = f", ETA {duration((now - self._begun) / ended * (self._total - ended))}"
         if self._live is not None:
-            self._live.update(f"{result.table()}\n{said}{_under_way(trials)}", refresh=True)
+            self._live.update(f"{result.table()}\n{said}{left}{_under_way(trials)}", refresh=True)
             return
         if result.trials and result.trials[0].value is not None:
             best = result.trials[0]
             said += f", best {result.metric} {best.value:.4f}: {best.settings}"
-        if 0 < ended < self._total:
-            said += f", ETA {duration((now - self._begun) / ended * (self._total - ended))}"
-        print(f"{said}{_under_way(trials)}", file=sys.stderr, flush=True)
+        print(f"{said}{left}{_under_way(trials)}", file=sys.stderr, flush=True)
 
     def _keep_aside(self, result: SearchResult) -> None:
         try:

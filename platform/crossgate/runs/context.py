@@ -194,6 +194,14 @@ def _check_apart(recipe: Recipe) -> None:
                 )
 
 
+def check_task(index: Index, task: str) -> None:
+    """Raises `UserError` for a label task that the index does not know."""
+    if task not in index.vocabularies:
+        raise UserError(
+            f"the index has no labels '{task}'", where="finetune.task", expected=", ".join(index.vocabularies)
+        )
+
+
 def check_labels(index: Index, recipe: Recipe, *parts: Part) -> None:
     """Checks before a supervised run that validation and test can be scored.
 

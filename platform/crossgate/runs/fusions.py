@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crossgate.model.fusion import FUSIONS
 
+GATE = "model.fusion.name"
 AVERAGES = tuple(name for name, fusion in FUSIONS.items() if fusion.kind == "average")
 
 

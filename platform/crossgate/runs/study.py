@@ -35,7 +35,7 @@ from crossgate.model.fusion import FUSIONS, check_name
 from crossgate.model.network import MultimodalNetwork
 from crossgate.model.store import load_encoders, model_directory, read_card, save_model
 from crossgate.progress import Step, progress_bar
-from crossgate.runs.context import PARTS, Part, RunContext, check_labels, open_run
+from crossgate.runs.context import PARTS, Part, RunContext, check_labels, check_task, open_run
 from crossgate.runs.features import BATCH, keep_features
 from crossgate.runs.finetune import card_of
 from crossgate.stream.collate import Decode
@@ -118,9 +118,7 @@ class Study:
         recipe = run.recipe
         self.run, self.recipe = run, recipe
         self.names, self.task = recipe.data.clip.modalities, recipe.finetune.task
-        if self.task not in run.index.vocabularies:
-            known = ", ".join(run.index.vocabularies)
-            raise UserError(f"the index has no labels '{self.task}'", where="finetune.task", expected=known)
+        check_task(run.index, self.task)
         self.classes = tuple(run.index.vocabularies[self.task])
         self.positive = positive_class(self.classes, recipe.finetune.positive)
         self.setting = Setting(recipe.study, recipe.optim, recipe.model.fusion, len(self.classes))

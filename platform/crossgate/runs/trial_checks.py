@@ -11,10 +11,9 @@ from crossgate.errors import UserError, nearest
 from crossgate.evaluation import Predictions, classifier_scores
 from crossgate.model.fusion import check_name
 from crossgate.model.store import model_directory, read_card
-from crossgate.runs.context import check_labels, check_splits
+from crossgate.runs.context import check_labels, check_splits, check_task
+from crossgate.runs.fusions import GATE
 from crossgate.stream.index import Index
-
-_FUSION = "model.fusion.name"
 
 
 def check_trials(recipe: Recipe, index: Index) -> None:
@@ -28,15 +27,12 @@ def check_trials(recipe: Recipe, index: Index) -> None:
         check_splits(index, recipe, ("train", "val"), ("train", "val"))
     if recipe.finetune.init and "finetune.init" not in space:
         read_card(model_directory(recipe.finetune.init))
-    varied = space.get(_FUSION, [recipe.model.fusion.name])
+    varied = space.get(GATE, [recipe.model.fusion.name])
     for name in varied if isinstance(varied, list) else getattr(varied, "values", []):
-        check_name(str(name), f"search.space.{_FUSION}" if _FUSION in space else _FUSION)
+        check_name(str(name), f"search.space.{GATE}" if GATE in space else GATE)
     if "finetune.task" in space:
         return
-    if task not in index.vocabularies:
-        raise UserError(
-            f"the index has no labels '{task}'", where="finetune.task", expected=", ".join(index.vocabularies)
-        )
+    check_task(index, task)
     check_labels(index, recipe, "val")
     measured = measures(recipe, index.vocabularies[task])
     if recipe.search.metric.startswith("val/") and recipe.search.metric not in measured:
